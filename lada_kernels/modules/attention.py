@@ -1,0 +1,105 @@
+"""LadaGAN's linear additive attention as a module (arXiv 2401.09596)."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lada_kernels.ops import additive_attention, additive_pool, gated_product
+
+
+class LadaAttention(nn.Module):
+    """Additive attention with one global query per head; drop-in for the official ``AdditiveAttention``.
+
+    With q, k, v = to_qkv(x), head size d = dim/heads and softmax over the **tokens** n, per item and head h::
+
+        alpha = softmax_n(d**-0.5 * <q_n, w_h>)      w_h: row h of q_attn.weight, as wide as all of q
+        g_h   = sum_n alpha_n q_nh                   the global query, [d]
+        out   = to_out(g * k * v)                    the heads' g side by side, [dim]
+
+    ``fold_query=True`` never forms q over the tokens. alpha sums to one, so the projection W_q commutes with
+    the pooling: score x itself with A = w W_q, pool it to P_h = sum_n alpha_n x_n, then project only that,
+    g_h = W_q,h P_h + b_q,h. The function and its derivatives are the same up to rounding; a quarter of the
+    projections' arithmetic and the memory of q are saved. ``fold_query=False`` computes in the order of the
+    equations. The attribute can be switched at any time.
+
+    Parameters, named as in the official checkpoints: ``to_qkv`` (dim -> 3 dim), ``q_attn`` (dim -> heads),
+    ``to_out`` (dim -> dim). Folded, the first two are read and never called, so hooks on them do not run.
+
+    Args:
+        dim: channels D of the input.
+        heads: number of heads H; must divide ``dim``.
+        fold_query: the order of computation, see above.
+
+    Raises:
+        ValueError: ``heads`` does not divide ``dim``; the input is not [B, N, dim].
+    """
+
+    def __init__(self, dim: int, heads: int = 8, *, fold_query: bool = True) -> None:
+        super().__init__()
+        if dim < 1 or heads < 1 or dim % heads:
+            raise ValueError(f"heads must divide dim, got heads={heads} and dim={dim}")
+        self.dim = dim
+        self.heads = heads
+        self.scale = (dim // heads) ** -0.5
+        self.fold_query = fold_query
+        self.to_qkv = nn.Linear(dim, 3 * dim)
+        self.q_attn = nn.Linear(dim, heads)
+        self.to_out = nn.Linear(dim, dim)
+
+    def forward(
+        self, x: Tensor, *, mask: Tensor | None = None, return_weights: bool = False
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """Attend over the tokens of ``x``.
+
+        Args:
+            x: [B, N, dim], N >= 1; float32, float64, bfloat16 or float16.
+            mask: bool [B, N], True = the token takes part in the global query. Every token, masked or not,
+                gets an output; where a row has no token at all, g is zero and the output ``to_out.bias``.
+            return_weights: also return alpha.
+
+        Returns:
+            [B, N, dim]; with ``return_weights`` a pair of it and alpha [B, H, N] (not differentiable).
+        """
+        if x.dim() != 3 or x.shape[2] != self.dim:
+            raise ValueError(f"x must be [B, N, {self.dim}] as dim={self.dim}, got {list(x.shape)}")
+        attend = self._folded if self.fold_query else self._unfolded
+        out = attend(x, mask, return_weights)
+        if return_weights:
+            out, weights = out
+            return self.to_out(out), weights
+        return self.to_out(out)
+
+    def _folded(self, x: Tensor, mask: Tensor | None, return_weights: bool) -> Tensor | tuple[Tensor, Tensor]:
+        dim, heads = self.dim, self.heads
+        w_q, w_kv = self.to_qkv.weight.split((dim, 2 * dim))  # [D, D], [2D, D]
+        b_q, b_kv = self.to_qkv.bias.split((dim, 2 * dim))
+        # Softmax over tokens ignores a per-head constant: beta=0 drops the bias and gives it a zero gradient.
+        score_weight = torch.addmm(self.q_attn.bias[:, None], self.q_attn.weight, w_q, beta=0)  # [H, D]
+        pooled = additive_pool(
+            x, score_weight, per_head=False, scale=self.scale, mask=mask, return_weights=return_weights
+        )
+        if return_weights:
+            pooled, weights = pooled
+        # Heads lead, so that one batched product applies each head's rows of W_q to that head's pooled x.
+        w_head, b_head = w_q.view(heads, -1, dim), b_q.view(heads, -1, 1)  # [H, d, D], [H, d, 1]
+        g = torch.baddbmm(b_head, w_head, pooled.permute(1, 2, 0))  # [H, d, B]
+        g = g.permute(2, 0, 1).reshape(-1, dim)  # [B, D]
+        if mask is not None:
+            # Without any token alpha sums to zero, not one, and takes b_q with it.
+            g = g.masked_fill(~mask.any(dim=1, keepdim=True), 0)
+        k, v = F.linear(x, w_kv, b_kv).chunk(2, dim=-1)  # [B, N, D] each, read in place by the op
+        out = gated_product(g, k, v)
+        return (out, weights) if return_weights else out
+
+    def _unfolded(
+        self, x: Tensor, mask: Tensor | None, return_weights: bool
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        q, k, v = self.to_qkv(x).chunk(3, dim=-1)  # [B, N, D] each, read in place by the op
+        # alpha=0 keeps the bias in the graph without effect, as in _folded.
+        score_weight = torch.add(self.q_attn.weight, self.q_attn.bias[:, None], alpha=0)  # [H, D]
+        return additive_attention(
+            q, k, v, score_weight, scale=self.scale, mask=mask, return_weights=return_weights
+        )
+
+    def extra_repr(self) -> str:
+        return f"dim={self.dim}, heads={self.heads}, fold_query={self.fold_query}"

@@ -1,0 +1,110 @@
+"""The transformer blocks of LadaGAN (arXiv 2401.09596): plain in D, self-modulated in G."""
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+from lada_kernels.modules.attention import LadaAttention
+from lada_kernels.modules.norm import SelfModulatedLayerNorm, unpack_condition
+
+
+def _mlp(dim: int, mlp_dim: int) -> nn.Sequential:
+    return nn.Sequential(nn.Linear(dim, mlp_dim), nn.GELU(), nn.Linear(mlp_dim, dim))
+
+
+class Ladaformer(nn.Module):
+    """Pre-norm block with two residuals: ``a = attn(ln_1(x)) + x``, ``out = mlp(ln_2(a)) + a``.
+
+    Args:
+        seq_len: unused, as in the official code whose signature this is; any number of tokens is accepted.
+        dim: channels D.
+        heads: attention heads; must divide ``dim``.
+        mlp_dim: hidden width of the MLP (GELU).
+        ln_eps: LayerNorm's eps: 1e-5 in the official PyTorch code, 1e-6 in the TensorFlow code.
+        fold_query: see ``LadaAttention``.
+
+    Raises:
+        ValueError: ``heads`` does not divide ``dim``; the input is not [B, N, dim].
+    """
+
+    def __init__(
+        self,
+        seq_len: int,
+        dim: int,
+        heads: int = 4,
+        mlp_dim: int = 512,
+        *,
+        ln_eps: float = 1e-5,
+        fold_query: bool = True,
+    ) -> None:
+        super().__init__()
+        self.ln_1 = nn.LayerNorm(dim, eps=ln_eps)
+        self.attn = LadaAttention(dim, heads, fold_query=fold_query)
+        self.ln_2 = nn.LayerNorm(dim, eps=ln_eps)
+        self.mlp = _mlp(dim, mlp_dim)
+
+    def forward(
+        self, x: Tensor, *, mask: Tensor | None = None, return_weights: bool = False
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """[B, N, dim] -> [B, N, dim]; ``mask`` and ``return_weights`` as in ``LadaAttention.forward``."""
+        attended = self.attn(self.ln_1(x), mask=mask, return_weights=return_weights)
+        if return_weights:
+            attended, weights = attended
+        x = attended + x
+        out = self.mlp(self.ln_2(x)) + x
+        return (out, weights) if return_weights else out
+
+
+class SMLadaformer(nn.Module):
+    """Self-modulated block: ``a = attn(ln_1(x, z)) + x``, ``out = mlp(ln_2(a, z))``.
+
+    The MLP has no residual, in the paper's TensorFlow code and in the PyTorch code alike.
+
+    Args:
+        dim: channels D.
+        cond_dim: values per condition z.
+        heads: attention heads; must divide ``dim``.
+        mlp_dim: hidden width of the MLP (GELU).
+        ln_eps, gamma_offset: see ``SelfModulatedLayerNorm``.
+        fold_query: see ``LadaAttention``.
+
+    Raises:
+        ValueError: ``heads`` does not divide ``dim``; the input is not [B, N, dim] with z [B, cond_dim].
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        cond_dim: int,
+        heads: int = 4,
+        mlp_dim: int = 512,
+        *,
+        ln_eps: float = 1e-6,
+        gamma_offset: float = 0.0,
+        fold_query: bool = True,
+    ) -> None:
+        super().__init__()
+        self.ln_1 = SelfModulatedLayerNorm(dim, cond_dim, eps=ln_eps, gamma_offset=gamma_offset)
+        self.attn = LadaAttention(dim, heads, fold_query=fold_query)
+        self.ln_2 = SelfModulatedLayerNorm(dim, cond_dim, eps=ln_eps, gamma_offset=gamma_offset)
+        self.mlp = _mlp(dim, mlp_dim)
+
+    def forward(
+        self,
+        x: Tensor | Sequence[Tensor],
+        z: Tensor | None = None,
+        *,
+        mask: Tensor | None = None,
+        return_weights: bool = False,
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """x [B, N, dim], z [B, cond_dim] -> [B, N, dim].
+
+        The official calling convention, one pair ``[x, z]`` in place of x, works as well.
+        ``mask`` and ``return_weights`` as in ``LadaAttention.forward``.
+        """
+        x, z = unpack_condition(x, z)
+        attended = self.attn(self.ln_1(x, z), mask=mask, return_weights=return_weights)
+        if return_weights:
+            attended, weights = attended
+        out = self.mlp(self.ln_2(attended + x, z))
+        return (out, weights) if return_weights else out

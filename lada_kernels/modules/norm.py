@@ -1,0 +1,70 @@
+"""Self-modulated LayerNorm as a module (arXiv 2401.09596; modulation from the latent: arXiv 1810.01365)."""
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+from lada_kernels.ops import modulated_layer_norm
+
+
+def unpack_condition(x: Tensor | Sequence[Tensor], z: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Return (x, z), given as two arguments or, the official calling convention, as one pair."""
+    if z is None:
+        if isinstance(x, Tensor) or len(x) != 2:
+            raise ValueError("expected module(x, z) or module([x, z]), got no z")
+        x, z = x
+    elif not isinstance(x, Tensor):
+        raise ValueError("expected module(x, z) or module([x, z]), got a pair and z as well")
+    return x, z
+
+
+class SelfModulatedLayerNorm(nn.Module):
+    """LayerNorm over channels whose scale and shift are computed from a condition z.
+
+    ::
+
+        c   = relu(h(z))
+        out = (gamma_offset + mlp_gamma(c)) * (x - mean) / sqrt(var + eps) + mlp_beta(c)
+
+    Parameters, named as in the official LadaGAN checkpoints: ``h.0`` (cond_dim -> dim), ``mlp_gamma`` and
+    ``mlp_beta`` (dim -> dim).
+
+    Args:
+        dim: channels D of x.
+        cond_dim: values per condition.
+        eps: added to the variance. LadaGAN uses 1e-6, in both of its official versions.
+        gamma_offset: 0 in LadaGAN, where gamma is used as it comes; ViTGAN modulates around 1.
+
+    Raises:
+        ValueError: x is not [B, N, dim], or z does not hold B times ``cond_dim`` values.
+    """
+
+    def __init__(self, dim: int, cond_dim: int, *, eps: float = 1e-6, gamma_offset: float = 0.0) -> None:
+        super().__init__()
+        self.dim = dim
+        self.cond_dim = cond_dim
+        self.eps = eps
+        self.gamma_offset = gamma_offset
+        self.h = nn.Sequential(nn.Linear(cond_dim, dim), nn.ReLU())
+        self.mlp_gamma = nn.Linear(dim, dim)
+        self.mlp_beta = nn.Linear(dim, dim)
+
+    def forward(self, x: Tensor | Sequence[Tensor], z: Tensor | None = None) -> Tensor:
+        """x [B, N, dim], z [B, cond_dim] (or [B, ...] of as many values) -> [B, N, dim].
+
+        The official calling convention, one pair ``[x, z]`` in place of x, works as well.
+        """
+        x, z = unpack_condition(x, z)
+        if x.dim() != 3 or x.shape[2] != self.dim:
+            raise ValueError(f"x must be [B, N, {self.dim}] as dim={self.dim}, got {list(x.shape)}")
+        flat = z.flatten(1) if z.dim() > 2 else z
+        if flat.shape != (x.shape[0], self.cond_dim):
+            raise ValueError(f"z must be [{x.shape[0]}, {self.cond_dim}] to go with x, got {list(z.shape)}")
+        condition = self.h(flat)  # [B, D]
+        gamma = self.mlp_gamma(condition)
+        if self.gamma_offset:
+            gamma = gamma + self.gamma_offset
+        return modulated_layer_norm(x, gamma, self.mlp_beta(condition), self.eps)
+
+    def extra_repr(self) -> str:
+        return f"dim={self.dim}, cond_dim={self.cond_dim}, eps={self.eps}, gamma_offset={self.gamma_offset}"

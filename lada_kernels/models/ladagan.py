@@ -1,0 +1,260 @@
+"""LadaGAN: generator and discriminator on linear additive attention (arXiv 2401.09596).
+
+Positional arguments, parameter names, shapes and order are those of the official PyTorch code, so its
+checkpoints load with ``strict=True``. The keyword arguments add what the official TensorFlow code has
+beyond it.
+"""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lada_kernels.models.flavor import Flavor, init_weights, resolve_flavor
+from lada_kernels.modules import Ladaformer, SMLadaformer
+from lada_kernels.modules.feature_map import to_feature_map, to_tokens
+
+LEAKY_SLOPE = 0.2
+
+
+class Generator(nn.Module):
+    """Latents to images: three self-modulated Ladaformers at 8x8, 16x16 and 32x32, then patches or a decoder.
+
+    Between the blocks a pixel shuffle doubles the side, quarters the channels, and a 3x3 convolution takes
+    them to the next width. After the last block either a pixel shuffle unfolds every token into a patch of
+    (img_size/32)^2 pixels (the default), or ``decoder_dim`` upsamples by convolutions. Image values are
+    unbounded, trained towards [-1, 1].
+
+    Args:
+        img_size: side of the image: 32, 64, 128 or 256.
+        dim: widths at 8x8, 16x16 and 32x32. The official PyTorch code knows
+            dim[i+1] = dim[i]/4 only; here widths may expand.
+        noise_dim: values per latent, standard normal.
+        heads: attention heads per block; each must divide its width.
+        mlp_dim: hidden MLP width per block.
+        decoder_dim: one width per doubling from 32 to ``img_size``, each stage nearest x2, 3x3 convolution,
+            BatchNorm, LeakyReLU; None: patches. The paper's FFHQ-128 model has dim (1024, 512, 256) and
+            decoder_dim (128, 64).
+        flavor: ``"torch"``, ``"tf"`` or a ``Flavor``: initialisation and numerical conventions.
+        fold_query: see ``LadaAttention``.
+
+    Raises:
+        ValueError: an argument does not fit, named in the message; z is not [B, noise_dim].
+    """
+
+    def __init__(
+        self,
+        img_size: int = 64,
+        dim: Sequence[int] = (1024, 256, 64),
+        noise_dim: int = 128,
+        heads: Sequence[int] = (4, 4, 4),
+        mlp_dim: Sequence[int] = (512, 512, 512),
+        *,
+        decoder_dim: Sequence[int] | None = None,
+        flavor: Flavor | str = "torch",
+        fold_query: bool = True,
+    ) -> None:
+        super().__init__()
+        flavor = resolve_flavor(flavor)
+        self.noise_dim = noise_dim
+        self.patch_size = _check_generator(img_size, dim, heads, mlp_dim, decoder_dim)
+
+        def block(i: int) -> SMLadaformer:
+            return SMLadaformer(dim[i], noise_dim, heads[i], mlp_dim[i], fold_query=fold_query)
+
+        self.init = nn.Sequential(nn.Linear(noise_dim, 64 * dim[0], bias=False))
+        self.block_64 = block(0)
+        self.pos_64 = nn.Parameter(torch.empty(1, 64, dim[0]))
+        self.conv_256 = nn.Conv2d(dim[0] // 4, dim[1], 3, padding=1)
+        self.block_256 = block(1)
+        self.pos_256 = nn.Parameter(torch.empty(1, 256, dim[1]))
+        self.conv_1024 = nn.Conv2d(dim[1] // 4, dim[2], 3, padding=1)
+        self.block_1024 = block(2)
+        self.pos_1024 = nn.Parameter(torch.empty(1, 1024, dim[2]))
+        self.decoder = _decoder(dim[2], decoder_dim, flavor) if decoder_dim else None
+        channels = decoder_dim[-1] if decoder_dim else dim[2] // self.patch_size**2
+        self.ch_conv = nn.Conv2d(channels, 3, 3, padding=1)
+        init_weights(self, flavor)
+
+    def forward(self, z: Tensor, *, return_attention: bool = False) -> Tensor | tuple[Tensor, list[Tensor]]:
+        """z [B, noise_dim] -> images [B, 3, img_size, img_size].
+
+        With ``return_attention`` also the blocks' attention maps: [B, H, 64], [B, H, 256], [B, H, 1024],
+        tokens in rows of the 8x8, 16x16 and 32x32 map; not differentiable.
+        """
+        if z.dim() != 2 or z.shape[1] != self.noise_dim:
+            raise ValueError(
+                f"z must be [B, {self.noise_dim}] as noise_dim={self.noise_dim}, got {list(z.shape)}"
+            )
+        attention = []
+        x = self.init(z).unflatten(1, (64, -1))  # [B, 64, dim[0]]
+        for side, conv, pos, block in (
+            (8, None, self.pos_64, self.block_64),
+            (16, self.conv_256, self.pos_256, self.block_256),
+            (32, self.conv_1024, self.pos_1024, self.block_1024),
+        ):
+            if conv is not None:
+                x = to_tokens(conv(F.pixel_shuffle(to_feature_map(x, side // 2, side // 2), 2)))
+            x = block(x + pos, z, return_weights=return_attention)  # [B, side^2, dim[i]]
+            if return_attention:
+                x, weights = x
+                attention.append(weights)
+        x = to_feature_map(x, 32, 32)
+        if self.decoder is not None:
+            x = self.decoder(x)
+        elif self.patch_size > 1:
+            x = F.pixel_shuffle(x, self.patch_size)
+        image = self.ch_conv(x)
+        return (image, attention) if return_attention else image
+
+
+class Discriminator(nn.Module):
+    """Images to logits: a convolutional encoder down to 16x16, one Ladaformer over it, a head of 25 logits.
+
+    Twice differentiable, as R1 needs. The images' side must be 16 * 2^(len(enc_dim) - 1): 2, 3, 4, 5 widths
+    for 32, 64, 128, 256 pixels.
+
+    Args:
+        enc_dim: widths of the encoder; the first at full size, one more per halving.
+        out_dim: the two widths of the head.
+        heads: attention heads; must divide ``enc_dim[-1]``.
+        mlp_dim: hidden MLP width.
+        flavor: ``"torch"``, ``"tf"`` or a ``Flavor``: initialisation and numerical conventions.
+        fold_query: see ``LadaAttention``.
+
+    Raises:
+        ValueError: an argument does not fit, named in the message; the images have another size or channel
+            count.
+    """
+
+    def __init__(
+        self,
+        enc_dim: Sequence[int] = (64, 128, 256),
+        out_dim: Sequence[int] = (512, 1024),
+        heads: int = 4,
+        mlp_dim: int = 512,
+        *,
+        flavor: Flavor | str = "torch",
+        fold_query: bool = True,
+    ) -> None:
+        super().__init__()
+        flavor = resolve_flavor(flavor)
+        if not enc_dim:
+            raise ValueError("enc_dim must hold at least one width, got none")
+        if len(out_dim) != 2:
+            raise ValueError(f"out_dim must hold two widths, got {list(out_dim)}")
+        width = enc_dim[-1]
+        self.img_size = 16 * 2 ** (len(enc_dim) - 1)
+        self.inp_conv = nn.Sequential(
+            nn.Conv2d(3, enc_dim[0], 3, padding=1, bias=False), nn.LeakyReLU(LEAKY_SLOPE)
+        )
+        self.encoder = nn.ModuleList(
+            DownBlock(enc_dim[i], enc_dim[i + 1], flavor=flavor) for i in range(len(enc_dim) - 1)
+        )
+        self.pos_256 = nn.Parameter(torch.empty(1, 256, width))
+        self.block_256 = Ladaformer(256, width, heads, mlp_dim, ln_eps=flavor.ln_eps, fold_query=fold_query)
+        self.conv_256 = nn.Conv2d(4 * width, out_dim[0], 3, padding=1)
+        self.logits = nn.Sequential(
+            nn.Conv2d(out_dim[0], out_dim[1], 1, bias=False),
+            nn.LeakyReLU(LEAKY_SLOPE),
+            nn.Conv2d(out_dim[1], 1, 4, bias=False),
+        )
+        init_weights(self, flavor)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x [B, 3, S, S], values in [-1, 1] -> [B, 25]: one logit per 4x4 window of the last 8x8 map."""
+        if x.dim() != 4 or x.shape[1:] != (3, self.img_size, self.img_size):
+            expected = f"[B, 3, {self.img_size}, {self.img_size}]"
+            raise ValueError(
+                f"x must be {expected} for {len(self.encoder) + 1} widths in enc_dim, got {list(x.shape)}"
+            )
+        x = self.inp_conv(x)
+        for down in self.encoder:
+            x = down(x)
+        x = self.block_256(to_tokens(x) + self.pos_256)  # [B, 256, enc_dim[-1]]
+        x = F.pixel_unshuffle(to_feature_map(x, 16, 16), 2)  # [B, 4 enc_dim[-1], 8, 8]
+        return self.logits(self.conv_256(x)).flatten(1)  # [B, 25]
+
+
+class DownBlock(nn.Module):
+    """[B, C, H, W] -> [B, C', H/2, W/2]: the mean of a two-convolution path and of a pooled 1x1 path."""
+
+    def __init__(self, in_planes: int, out_planes: int, *, flavor: Flavor | str = "torch") -> None:
+        super().__init__()
+        flavor = resolve_flavor(flavor)
+        halving = SamePadConv2d if flavor.same_pad else nn.Conv2d
+        self.main = nn.Sequential(
+            halving(in_planes, out_planes, 3, 2, 0 if flavor.same_pad else 1, bias=False),
+            _batch_norm(out_planes, flavor),
+            nn.LeakyReLU(LEAKY_SLOPE),
+            nn.Conv2d(out_planes, out_planes, 3, padding=1, bias=False),
+            _batch_norm(out_planes, flavor),
+            nn.LeakyReLU(LEAKY_SLOPE),
+        )
+        self.direct = nn.Sequential(
+            nn.AvgPool2d(2),
+            nn.Conv2d(in_planes, out_planes, 1, bias=False),
+            _batch_norm(out_planes, flavor),
+            nn.LeakyReLU(LEAKY_SLOPE),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (self.main(x) + self.direct(x)) / 2
+
+
+class SamePadConv2d(nn.Conv2d):
+    """For 3x3 kernels of stride 2: pads 0 before and 1 after, as TensorFlow's "same" does for even sizes."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(F.pad(x, (0, 1, 0, 1)))
+
+
+def _batch_norm(channels: int, flavor: Flavor) -> nn.BatchNorm2d:
+    return nn.BatchNorm2d(channels, eps=flavor.bn_eps, momentum=flavor.bn_momentum)
+
+
+def _decoder(channels: int, widths: Sequence[int], flavor: Flavor) -> nn.Sequential:
+    layers: list[nn.Module] = []
+    for width in widths:
+        layers += [
+            nn.Upsample(scale_factor=2, mode="nearest"),
+            nn.Conv2d(channels, width, 3, padding=1),
+            _batch_norm(width, flavor),
+            nn.LeakyReLU(LEAKY_SLOPE),
+        ]
+        channels = width
+    return nn.Sequential(*layers)
+
+
+def _check_generator(
+    img_size: int,
+    dim: Sequence[int],
+    heads: Sequence[int],
+    mlp_dim: Sequence[int],
+    decoder_dim: Sequence[int] | None,
+) -> int:
+    """Check the generator's arguments and return the side of the patch that one token becomes."""
+    if img_size not in (32, 64, 128, 256):
+        raise ValueError(f"img_size must be 32, 64, 128 or 256, got {img_size}")
+    for name, values in (("dim", dim), ("heads", heads), ("mlp_dim", mlp_dim)):
+        if len(values) != 3:
+            raise ValueError(f"{name} must hold three values, one per block, got {list(values)}")
+    for i in (0, 1):
+        if dim[i] % 4:
+            raise ValueError(f"dim[{i}] must be divisible by 4, as a 2x2 pixel shuffle follows, got {dim[i]}")
+    doublings = (img_size // 32).bit_length() - 1
+    if decoder_dim:
+        if len(decoder_dim) != doublings:
+            raise ValueError(
+                f"decoder_dim must hold {doublings} widths, one per doubling from 32 to img_size={img_size}, "
+                f"got {list(decoder_dim)}"
+            )
+        return 1
+    patch_size = img_size // 32
+    if dim[2] % patch_size**2:
+        raise ValueError(
+            f"dim[2] must be divisible by {patch_size**2} for img_size={img_size}, as each token becomes "
+            f"{patch_size}x{patch_size} pixels, got {dim[2]}"
+        )
+    return patch_size

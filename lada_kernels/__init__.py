@@ -1,0 +1,17 @@
+"""Fused kernels, to second order, for the attention of efficient transformer GANs."""
+
+from .backends import available, explain, use_backend
+from .ops import additive_attention, additive_pool, gated_product, modulated_layer_norm
+from .version import VERSION
+
+__version__ = VERSION
+
+__all__ = [
+    "additive_attention",
+    "additive_pool",
+    "available",
+    "explain",
+    "gated_product",
+    "modulated_layer_norm",
+    "use_backend",
+]

@@ -1,0 +1,18 @@
+"""The compiled module `lada_kernels._native`, or the reason why it is not there."""
+
+from types import ModuleType
+
+# torch first: its OpenMP runtime must be the one that the kernels find and share.
+import torch  # noqa: F401
+
+native: ModuleType | None
+try:
+    from . import _native as native
+except ImportError as error:
+    native = None
+    _REASON = f"the native module could not be imported ({error}); reinstall with `pip install .`"
+
+
+def why_not_built() -> str | None:
+    """None when the native module was imported, else the reason."""
+    return None if native else _REASON

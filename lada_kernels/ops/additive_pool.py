@@ -1,0 +1,139 @@
+"""Additive pooling, differentiable twice."""
+
+from typing import Any
+
+from torch import Tensor
+from torch.autograd import Function
+
+from . import checks, library
+from ..reference.precision import accumulate_dtype
+
+
+def additive_pool(
+    x: Tensor,
+    score_weight: Tensor,
+    *,
+    per_head: bool = True,
+    scale: float | None = None,
+    mask: Tensor | None = None,
+    return_weights: bool = False,
+) -> Tensor | tuple[Tensor, Tensor]:
+    r"""Pool tokens by a learned softmax over them: LadaGAN's global query (arXiv 2401.09596).
+
+    s_nh = scale·⟨x_n, w_h⟩ over the full D channels; α = softmax of s over the tokens n; result Σ_n α_nh y_n, where y_n
+    is head h's slice of x_n, or all of x_n.
+
+    Args:
+        x: [B, N, D] tokens; float32, bfloat16, float16 or float64. B may be 0. Read in place if its last dimension is dense.
+        score_weight: [H, D], one scoring vector a head, in x's dtype or the accumulation dtype (float32; float64 for float64).
+            There is no score bias: softmax over tokens ignores a constant a head, and its gradient is exactly 0.
+        per_head: True pools head h's slice of D/H channels (H must divide D) into [B, H, D/H]; False pools all channels
+            for every head into [B, H, D].
+        scale: factor on the scores; default (D/H)^-0.5.
+        mask: [B, N] bool, True = the token takes part. What a masked token holds has no effect, NaN included; a batch element
+            without tokens pools to zeros with zero gradients.
+        return_weights: also return α [B, H, N], not differentiable, in the accumulation dtype.
+
+    Returns:
+        The pooled tokens in x's dtype; with `return_weights` a pair (pooled, α).
+
+    Raises:
+        ValueError: a shape, a device, or N = 0, or H does not divide D with per_head.
+        TypeError: a dtype.
+        NotImplementedError: in a third derivative.
+    """
+    checks.tokens("x", x)
+    checks.score_weight(score_weight, "x", x, per_head)
+    checks.mask(mask, "x", x)
+    scale = default_scale(x, score_weight) if scale is None else float(scale)
+    pooled, _, alpha = _Pool.apply(x, score_weight, mask, scale, per_head, return_weights)
+    pooled = pooled.to(x.dtype)
+    return (pooled, alpha) if return_weights else pooled
+
+
+def default_scale(x: Tensor, score_weight: Tensor) -> float:
+    """d^-1/2 with d = D/H, as in arXiv 2401.09596."""
+    return (score_weight.shape[0] / x.shape[2]) ** 0.5
+
+
+class _Pool(Function):
+    @staticmethod
+    def forward(
+        x: Tensor, weight: Tensor, mask: Tensor | None, scale: float, per_head: bool, return_weights: bool
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        return _forward(x, weight, mask, scale, per_head, return_weights)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple, output: tuple) -> None:
+        x, weight, mask, ctx.scale, ctx.per_head, _ = inputs
+        pooled, lse, alpha = output
+        ctx.save_for_backward(x, weight, mask, pooled, lse)
+        ctx.mark_non_differentiable(lse, alpha)
+        ctx.set_materialize_grads(False)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor | None, *_: None) -> tuple:
+        if grad is None:
+            return None, None, None, None, None, None
+        needs = ctx.needs_input_grad[:2]
+        return *_PoolBackward.apply(needs, grad, *ctx.saved_tensors, ctx.scale, ctx.per_head), None, None, None, None
+
+
+class _PoolBackward(Function):
+    @staticmethod
+    def forward(needs: tuple[bool, bool], *args: Any) -> tuple[Tensor | None, ...]:
+        return library.only(needs, _backward(needs, *args))
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple, output: tuple) -> None:
+        _, *tensors, ctx.scale, ctx.per_head = inputs
+        ctx.save_for_backward(*tensors)
+        ctx.set_materialize_grads(False)
+
+    @staticmethod
+    def backward(ctx: Any, cot_x: Tensor | None, cot_weight: Tensor | None) -> tuple:
+        if cot_x is None and cot_weight is None:
+            return (None,) * 9
+        needs = ctx.needs_input_grad[1:4]
+        args = (needs, cot_x, cot_weight, *ctx.saved_tensors, ctx.scale, ctx.per_head)
+        return None, *library.LastOrder.apply("additive_pool", _double_backward, *args), None, None, None, None, None
+
+
+def _fake_forward(
+    x: Tensor, weight: Tensor, mask: Tensor | None, scale: float, per_head: bool, return_weights: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    (batch, tokens, channels), heads, wide = x.shape, weight.shape[0], accumulate_dtype(x.dtype)
+    pooled = x.new_empty((batch, heads, channels // heads if per_head else channels), dtype=wide)
+    alpha = x.new_empty((batch, heads, tokens), dtype=wide) if return_weights else x.new_empty(0)
+    return pooled, x.new_empty((batch, heads), dtype=wide), alpha
+
+
+def _fake_backward(needs: list[bool], grad: Tensor, x: Tensor, weight: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
+    return library.like(x, needs[0]), library.like(weight, needs[1])
+
+
+def _fake_double_backward(
+    needs: list[bool], cot_x: Tensor, cot_weight: Tensor, grad: Tensor, x: Tensor, weight: Tensor, *_: Any
+) -> tuple[Tensor, Tensor, Tensor]:
+    return library.like(grad, needs[0]), library.like(x, needs[1]), library.like(weight, needs[2])
+
+
+_SAVED = "Tensor x, Tensor weight, Tensor? mask, Tensor pooled, Tensor lse, float scale, bool per_head"
+
+_forward = library.entry_point(
+    "additive_pool",
+    "forward",
+    "(Tensor x, Tensor weight, Tensor? mask, float scale, bool per_head, bool return_weights) -> (Tensor, Tensor, Tensor)",
+    0,
+    _fake_forward,
+)
+_backward = library.entry_point(
+    "additive_pool", "backward", f"(bool[] needs, Tensor grad, {_SAVED}) -> (Tensor, Tensor)", 2, _fake_backward
+)
+_double_backward = library.entry_point(
+    "additive_pool",
+    "double_backward",
+    f"(bool[] needs, Tensor? cot_x, Tensor? cot_weight, Tensor grad, {_SAVED}) -> (Tensor, Tensor, Tensor)",
+    4,
+    _fake_double_backward,
+)

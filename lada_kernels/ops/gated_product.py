@@ -1,0 +1,95 @@
+"""The gated product, differentiable twice."""
+
+from typing import Any
+
+from torch import Tensor
+from torch.autograd import Function
+
+from . import checks, library
+
+
+def gated_product(g: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    r"""g_i · k_ni · v_ni for every token n and channel i: the second half of LadaGAN's attention (arXiv 2401.09596).
+
+    Args:
+        g: [B, D], in k's dtype or the accumulation dtype (float32; float64 for float64).
+        k, v: [B, N, D]; float32, bfloat16, float16 or float64, the same for both. Read in place if their last dimension is
+            dense: the two halves of one projection need no copy.
+
+    Returns:
+        [B, N, D] in k's dtype.
+
+    Raises:
+        ValueError: a shape, a device, or N = 0.
+        TypeError: a dtype.
+        NotImplementedError: in a third derivative.
+    """
+    checks.tokens("k", k)
+    checks.like("v", v, "k", k)
+    checks.parameter("g", g, (k.shape[0], k.shape[2]), "[B, D]", "k", k)
+    return _Gate.apply(g, k, v)
+
+
+class _Gate(Function):
+    @staticmethod
+    def forward(g: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return _forward(g, k, v)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
+        ctx.save_for_backward(*inputs)
+        ctx.set_materialize_grads(False)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor | None) -> tuple:
+        if grad is None:
+            return None, None, None
+        return _GateBackward.apply(ctx.needs_input_grad, grad, *ctx.saved_tensors)
+
+
+class _GateBackward(Function):
+    @staticmethod
+    def forward(needs: tuple[bool, ...], *args: Tensor) -> tuple[Tensor | None, ...]:
+        return library.only(needs, _backward(needs, *args))
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple, output: tuple) -> None:
+        ctx.save_for_backward(*inputs[1:])
+        ctx.set_materialize_grads(False)
+
+    @staticmethod
+    def backward(ctx: Any, *cotangents: Tensor | None) -> tuple:
+        if all(cotangent is None for cotangent in cotangents):
+            return (None,) * 5
+        args = (ctx.needs_input_grad[1:], *cotangents, *ctx.saved_tensors)
+        return None, *library.LastOrder.apply("gated_product", _double_backward, *args)
+
+
+def _fake_forward(g: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    return library.like(k)
+
+
+def _fake_backward(needs: list[bool], grad: Tensor, *inputs: Tensor) -> tuple[Tensor, ...]:
+    return tuple(map(library.like, inputs, needs))
+
+
+def _fake_double_backward(needs: list[bool], cot_g: Tensor, cot_k: Tensor, cot_v: Tensor, *args: Tensor) -> tuple[Tensor, ...]:
+    return tuple(map(library.like, args, needs))
+
+
+_forward = library.entry_point("gated_product", "forward", "(Tensor g, Tensor k, Tensor v) -> Tensor", 1, _fake_forward)
+_backward = library.entry_point(
+    "gated_product",
+    "backward",
+    "(bool[] needs, Tensor grad, Tensor g, Tensor k, Tensor v) -> (Tensor, Tensor, Tensor)",
+    3,
+    _fake_backward,
+)
+_double_backward = library.entry_point(
+    "gated_product",
+    "double_backward",
+    "(bool[] needs, Tensor? cot_g, Tensor? cot_k, Tensor? cot_v, Tensor grad, Tensor g, Tensor k, Tensor v)"
+    " -> (Tensor, Tensor, Tensor, Tensor)",
+    6,
+    _fake_double_backward,
+)

@@ -1,0 +1,208 @@
+"""LadaAttention against the paper's equations written out in plain torch, at every order that a GAN needs."""
+
+import copy
+
+import pytest
+import torch
+from torch.func import functional_call
+
+from lada_kernels.modules import LadaAttention
+
+SHAPES = [(2, 7, 12, 3), (1, 1, 8, 1), (3, 33, 16, 4)]  # B, N, D, H
+
+
+@pytest.fixture(params=[True, False], ids=["folded", "unfolded"])
+def fold_query(request):
+    return request.param
+
+
+def make(dim, heads, **options):
+    torch.manual_seed(dim + heads)
+    return LadaAttention(dim, heads, **options).double()
+
+
+def published(attention, x):
+    """The equations of arXiv 2401.09596 in the official order of computation, bias of the scores included."""
+    batch, tokens, dim = x.shape
+    heads = attention.heads
+    q, k, v = attention.to_qkv(x).chunk(3, dim=-1)
+    alpha = (attention.q_attn(q) * (dim // heads) ** -0.5).softmax(dim=1)  # [B, N, H]
+    q, k, v = (t.view(batch, tokens, heads, dim // heads) for t in (q, k, v))
+    g = torch.einsum("bnh,bnhd->bhd", alpha, q)
+    return attention.to_out((g[:, None] * k * v).flatten(2)), alpha.transpose(1, 2)
+
+
+def three_orders(function, parameters, x):
+    """The output, its gradients, and the gradients of an R1-shaped penalty on x."""
+    x = x.clone().requires_grad_()
+    out = function(x)
+    cotangent = torch.linspace(-1, 2, out.numel(), dtype=out.dtype).view_as(out).cos()
+    first = torch.autograd.grad(out, [x, *parameters], cotangent, create_graph=True)
+    penalty = first[0].square().sum()
+    second = torch.autograd.grad(penalty, [x, *parameters], allow_unused=True)
+    return [out, *first, *(torch.zeros_like(x) if g is None else g for g in second)]
+
+
+@pytest.mark.parametrize(("batch", "tokens", "dim", "heads"), SHAPES)
+def test_equals_published_equations_at_three_orders(backend, fold_query, batch, tokens, dim, heads):
+    attention = make(dim, heads, fold_query=fold_query)
+    x = torch.randn(batch, tokens, dim, dtype=torch.float64)
+    parameters = [p for name, p in attention.named_parameters() if name != "q_attn.bias"]
+    ours = three_orders(attention, parameters, x)
+    truth = three_orders(lambda t: published(attention, t)[0], parameters, x)
+    for value, expected in zip(ours, truth, strict=True):
+        torch.testing.assert_close(value, expected, rtol=1e-12, atol=1e-12)
+
+
+def test_folding_changes_nothing_at_three_orders(backend):
+    attention = make(24, 4)
+    x = torch.randn(2, 19, 24, dtype=torch.float64)
+    parameters = list(attention.parameters())
+    folded = three_orders(attention, parameters, x)
+    attention.fold_query = False
+    for value, expected in zip(folded, three_orders(attention, parameters, x), strict=True):
+        torch.testing.assert_close(value, expected, rtol=1e-12, atol=1e-12)
+
+
+def test_gradcheck_and_gradgradcheck(backend, fold_query):
+    attention = make(6, 2, fold_query=fold_query)
+    x = torch.randn(2, 3, 6, dtype=torch.float64, requires_grad=True)
+    weights = {n: p.detach().clone().requires_grad_() for n, p in attention.named_parameters()}
+
+    def function(x, *values):
+        return functional_call(attention, dict(zip(weights, values, strict=True)), (x,))
+
+    assert torch.autograd.gradcheck(function, (x, *weights.values()))
+    assert torch.autograd.gradgradcheck(function, (x, *weights.values()))
+
+
+def test_score_bias_gets_exactly_zero_gradient(backend, fold_query):
+    attention = make(8, 2, fold_query=fold_query)
+    x = torch.randn(2, 5, 8, dtype=torch.float64, requires_grad=True)
+    out = attention(x)
+    (slope,) = torch.autograd.grad(out.square().sum(), x, create_graph=True)
+    (out.sum() + slope.square().sum()).backward()
+    assert all(p.grad is not None for p in attention.parameters())
+    assert torch.equal(attention.q_attn.bias.grad, torch.zeros(2, dtype=torch.float64))
+    before = attention(x)
+    with torch.no_grad():
+        attention.q_attn.bias += 3
+    assert torch.equal(attention(x), before)
+
+
+def test_weights_are_the_softmax_over_tokens(backend, fold_query):
+    attention = make(12, 3, fold_query=fold_query)
+    x = torch.randn(2, 9, 12, dtype=torch.float64)
+    out, weights = attention(x, return_weights=True)
+    expected, alpha = published(attention, x)
+    assert weights.shape == (2, 3, 9)
+    torch.testing.assert_close(weights, alpha, rtol=1e-12, atol=1e-14)
+    torch.testing.assert_close(weights.sum(-1), torch.ones(2, 3, dtype=torch.float64))
+    torch.testing.assert_close(out, expected, rtol=1e-12, atol=1e-12)
+    assert torch.equal(out, attention(x))
+
+
+def test_mask_equals_leaving_tokens_out(backend, fold_query):
+    attention = make(12, 3, fold_query=fold_query)
+    x = torch.randn(2, 9, 12, dtype=torch.float64)
+    mask = torch.tensor([[True] * 4 + [False] * 5, [False] * 3 + [True] * 6])
+    out, weights = attention(x, mask=mask, return_weights=True)
+    assert weights[~mask[:, None].expand_as(weights)].eq(0).all()
+    for row in range(2):
+        alone = attention(x[row : row + 1, mask[row]])
+        torch.testing.assert_close(out[row : row + 1, mask[row]], alone, rtol=1e-12, atol=1e-12)
+
+
+def test_row_without_tokens_has_a_zero_query(backend, fold_query):
+    attention = make(12, 3, fold_query=fold_query)
+    x = torch.randn(2, 5, 12, dtype=torch.float64, requires_grad=True)
+    mask = torch.tensor([[False] * 5, [True] * 5])
+    out = attention(x, mask=mask)
+    torch.testing.assert_close(out[0], attention.to_out.bias.expand(5, 12))
+    torch.testing.assert_close(out[1:], attention(x[1:]), rtol=1e-12, atol=1e-12)
+    (slope,) = torch.autograd.grad(out[0].sum(), x)
+    assert torch.equal(slope, torch.zeros_like(slope))
+
+
+def test_nan_in_a_masked_token_stays_there(backend, fold_query):
+    attention = make(8, 2, fold_query=fold_query)
+    x = torch.randn(1, 6, 8, dtype=torch.float64)
+    mask = torch.tensor([[True] * 5 + [False]])
+    clean = attention(x, mask=mask)[:, :5]
+    x[:, 5] = float("nan")
+    assert torch.equal(attention(x, mask=mask)[:, :5], clean)
+
+
+def test_reads_transposed_and_empty_input(backend, fold_query):
+    attention = make(8, 2, fold_query=fold_query)
+    feature_map = torch.randn(2, 8, 5, dtype=torch.float64)  # [B, D, N]
+    x = feature_map.transpose(1, 2)
+    torch.testing.assert_close(attention(x), attention(x.contiguous()), rtol=1e-13, atol=1e-13)
+    empty = attention(x[:0])
+    assert empty.shape == (0, 5, 8)
+    empty.sum().backward()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_lower_precision(backend, fold_query, dtype):
+    attention = make(32, 4, fold_query=fold_query)
+    x = torch.randn(2, 20, 32, dtype=torch.float64)
+    expected = attention(x).detach()
+    out = attention.to(dtype)(x.to(dtype))
+    assert out.dtype == dtype
+    error = ((out.double() - expected).norm() / expected.norm()).item()
+    assert error < {torch.bfloat16: 3e-2, torch.float16: 4e-3, torch.float32: 1e-6}[dtype]
+
+
+def test_autocast(backend, fold_query):
+    attention = make(32, 4, fold_query=fold_query).float()
+    x = torch.randn(2, 20, 32, requires_grad=True)
+    expected = attention(x).detach()
+    with torch.autocast("cpu", torch.bfloat16):
+        out = attention(x)
+        loss = out.float().square().mean()
+    loss.backward()
+    assert out.dtype == torch.bfloat16
+    assert ((out.float() - expected).norm() / expected.norm()).item() < 3e-2
+    for parameter in (x, *attention.parameters()):
+        assert parameter.grad.dtype == torch.float32
+        assert parameter.grad.isfinite().all()
+
+
+def test_official_constructor_and_keys():
+    attention = LadaAttention(32)
+    assert attention.heads == 8
+    assert {name: tuple(value.shape) for name, value in attention.state_dict().items()} == {
+        "to_qkv.weight": (96, 32),
+        "to_qkv.bias": (96,),
+        "q_attn.weight": (8, 32),
+        "q_attn.bias": (8,),
+        "to_out.weight": (32, 32),
+        "to_out.bias": (32,),
+    }
+
+
+def test_deepcopy_after_a_backward(backend):
+    attention = make(8, 2)
+    x = torch.randn(2, 5, 8, dtype=torch.float64)
+    attention(x).sum().backward()
+    twin = copy.deepcopy(attention)
+    assert torch.equal(twin(x), attention(x))
+    assert all(a is not b for a, b in zip(twin.parameters(), attention.parameters(), strict=True))
+
+
+@pytest.mark.parametrize(("dim", "heads"), [(10, 4), (8, 0), (8, 16), (0, 1)])
+def test_refuses_heads_that_do_not_divide(dim, heads):
+    with pytest.raises(ValueError, match=rf"heads must divide dim, got heads={heads} and dim={dim}"):
+        LadaAttention(dim, heads)
+
+
+@pytest.mark.parametrize("shape", [(2, 5, 9), (5, 8), (2, 8, 4, 4)])
+def test_refuses_other_shapes(fold_query, shape):
+    with pytest.raises(ValueError, match=r"x must be \[B, N, 8\] as dim=8, got \["):
+        LadaAttention(8, 2, fold_query=fold_query)(torch.randn(shape))
+
+
+def test_refuses_no_tokens(backend, fold_query):
+    with pytest.raises(ValueError, match="at least one token"):
+        LadaAttention(8, 2, fold_query=fold_query)(torch.randn(2, 0, 8))

@@ -75,6 +75,9 @@ class LadaAttention(nn.Module):
         b_q, b_kv = self.to_qkv.bias.split((dim, 2 * dim))
         # Softmax over tokens ignores a per-head constant: beta=0 drops the bias and gives it a zero gradient.
         score_weight = torch.addmm(self.q_attn.bias[:, None], self.q_attn.weight, w_q, beta=0)  # [H, D]
+        if x.dtype != score_weight.dtype and torch.is_autocast_enabled(x.device.type):
+            # The projection would narrow x anyway; done here, the pooling reads the narrow copy too.
+            x = x.to(score_weight.dtype)
         pooled = additive_pool(
             x, score_weight, per_head=False, scale=self.scale, mask=mask, return_weights=return_weights
         )

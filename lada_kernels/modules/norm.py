@@ -61,10 +61,12 @@ class SelfModulatedLayerNorm(nn.Module):
         if flat.shape != (x.shape[0], self.cond_dim):
             raise ValueError(f"z must be [{x.shape[0]}, {self.cond_dim}] to go with x, got {list(z.shape)}")
         condition = self.h(flat)  # [B, D]
-        gamma = self.mlp_gamma(condition)
+        # Autocast narrows gamma and beta; the norm works in x's dtype.
+        gamma = self.mlp_gamma(condition).to(x.dtype)
+        beta = self.mlp_beta(condition).to(x.dtype)
         if self.gamma_offset:
             gamma = gamma + self.gamma_offset
-        return modulated_layer_norm(x, gamma, self.mlp_beta(condition), self.eps)
+        return modulated_layer_norm(x, gamma, beta, self.eps)
 
     def extra_repr(self) -> str:
         return f"dim={self.dim}, cond_dim={self.cond_dim}, eps={self.eps}, gamma_offset={self.gamma_offset}"

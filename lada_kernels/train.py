@@ -1,0 +1,95 @@
+"""Train a LadaGAN: ``python -m lada_kernels.train [--preset NAME] [--resume RUN] [overrides]``.
+
+Without arguments it learns handwritten digits on whatever machine this is. Ctrl-C saves, then ends;
+``--resume RUN`` goes on from there exactly, on the CPU to the last bit.
+"""
+
+import argparse
+import dataclasses
+import sys
+from pathlib import Path
+from typing import Annotated, Literal
+
+from torch import Tensor
+
+from lada_kernels.training import checkpoint
+from lada_kernels.training.config import PRESETS, Config, check_same_run, from_dict, load_config
+from lada_kernels.training.data import load_digits, load_folder
+from lada_kernels.training.errors import TrainingError, import_extra, one_line_errors
+from lada_kernels.training.loop import Trainer, fit
+
+Preset = Literal["digits", "cifar10", "celeba64", "ffhq128"]
+
+
+def parse(args: list[str] | None = None) -> tuple[Config, Path | None, bool]:
+    """Read the command line: the configuration, the run to resume, and whether to overwrite."""
+    tyro = import_extra("tyro")
+
+    @dataclasses.dataclass(frozen=True)
+    class Arguments:
+        preset: Preset | None = None
+        """starting point of the configuration; default digits, or the resumed run's own"""
+        resume: Path | None = None
+        """run folder to go on with"""
+        overwrite: bool = False
+        """start anew in a folder that already holds checkpoints, and lose them"""
+        config: Annotated[Config, tyro.conf.arg(name="")] = PRESETS["digits"]
+
+    # The overrides' defaults depend on these two, so they are read first.
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    first.add_argument("--preset", choices=PRESETS)
+    first.add_argument("--resume", type=Path)
+    known, _ = first.parse_known_args(args)
+    config = PRESETS[known.preset or "digits"]
+    if known.resume:
+        if not known.preset:
+            config = load_config(known.resume / "config.json")
+        config = dataclasses.replace(config, run=dataclasses.replace(config.run, out=str(known.resume)))
+    given = tyro.cli(Arguments, args=args, default=Arguments(config=config), description=__doc__)
+    return given.config, given.resume, given.overwrite
+
+
+def load_images(config: Config) -> Tensor:
+    """The training images, [n, 3, S, S] uint8."""
+    source = config.data.source
+    if not source:
+        raise TrainingError('data.source: name a folder of images, or "digits"')
+    if source == "digits":
+        return load_digits(config.model.img_size)[0]
+    spill = Path(config.run.out) / "images.uint8"
+    return load_folder(Path(source), config.model.img_size, config.data.memory_gib, spill)
+
+
+def main() -> int:
+    """Train as the command line says. Exit code 0 when the budget is spent, 130 when interrupted."""
+    config, resume, overwrite = parse()
+    folder = Path(config.run.out)
+
+    # What contradicts is said before anything is loaded or written.
+    state = None
+    if resume:
+        state = checkpoint.read_latest(resume)
+        check_same_run(config, from_dict(state["config"]))
+    elif checkpoint.exists(folder):
+        if not overwrite:
+            raise TrainingError(
+                f"run.out: {folder} already holds a run: --resume {folder} goes on, --overwrite loses it"
+            )
+        checkpoint.remove(folder)
+
+    images = load_images(config)
+    trainer = Trainer(config, images)
+    if state:
+        trainer.load_state_dict(state)
+        print(f"resumed {resume} at step {trainer.iteration}")
+    print(f"{len(images)} images, {trainer.device}, {config.run.precision}; writing to {folder}")
+    if fit(trainer, folder):
+        print(f"done: {trainer.iteration} steps, samples in {folder / 'grids'}")
+        return 0
+    print(f"stopped and saved at step {trainer.iteration}; go on with --resume {folder}")
+    return 130
+
+
+if __name__ == "__main__":
+    with one_line_errors():
+        sys.exit(main())

@@ -1,0 +1,1 @@
+"""Training of GANs: losses, augmentation, data, EMA, checkpoints, the loop, metrics."""

@@ -1,0 +1,133 @@
+"""Training images, kept as one uint8 tensor, and the order in which they are shown."""
+
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lada_kernels.training.errors import TrainingError, import_extra
+
+SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"}
+
+
+def to_float(pixels: Tensor) -> Tensor:
+    """uint8 0..255 to float32 in [-1, 1]."""
+    return pixels.to(torch.float32).div(127.5).sub(1)
+
+
+def load_digits(img_size: int) -> tuple[Tensor, Tensor]:
+    """The 1,797 handwritten digits that scikit-learn carries; nothing is downloaded.
+
+    They are real scans (UCI, "Optical Recognition of Handwritten Digits") reduced to 8x8 and 17 grey levels,
+    here enlarged bicubically.
+
+    Returns:
+        images [1797, 3, S, S] uint8 and labels [1797] int64.
+    """
+    pillow = import_extra("PIL.Image")
+    digits = import_extra("sklearn.datasets").load_digits()
+    small = (digits.images * (255 / 16)).round().astype(np.uint8)  # [1797, 8, 8]
+    large = [pillow.fromarray(d).resize((img_size, img_size), pillow.Resampling.BICUBIC) for d in small]
+    images = torch.from_numpy(np.stack([np.asarray(d) for d in large]))  # [1797, S, S]
+    return images[:, None].repeat(1, 3, 1, 1), torch.from_numpy(digits.target).long()
+
+
+def load_folder(folder: Path, img_size: int, memory_gib: float, spill: Path) -> Tensor:
+    """Every image below ``folder``, stretched to a square.
+
+    Args:
+        folder: searched recursively for the suffixes of `SUFFIXES`, in sorted order.
+        img_size: side S in pixels.
+        memory_gib: up to this size the pixels stay in memory, beyond it in the memory-mapped file ``spill``.
+        spill: path of that file, overwritten.
+
+    Returns:
+        [n, 3, S, S] uint8, RGB. Unreadable files are named on stderr and left out.
+
+    Raises:
+        TrainingError: the folder is missing, holds no image, or none that can be read.
+    """
+    if not folder.is_dir():
+        raise TrainingError(f"data.folder: no such folder: {folder}")
+    paths = sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
+    if not paths:
+        raise TrainingError(
+            f"data.folder: no image below {folder} (looked for {', '.join(sorted(SUFFIXES))})"
+        )
+    pillow = import_extra("PIL.Image")
+
+    def read(path: Path) -> np.ndarray | str:
+        try:
+            with pillow.open(path) as image:
+                square = image.convert("RGB").resize((img_size, img_size), pillow.Resampling.LANCZOS)
+            return np.asarray(square)  # [S, S, 3]
+        except (OSError, ValueError, SyntaxError, pillow.DecompressionBombError) as error:
+            return f"{path}: {error}"
+
+    shape = (len(paths), 3, img_size, img_size)
+    size = len(paths) * 3 * img_size**2
+    if size <= memory_gib * 2**30:
+        images = torch.empty(shape, dtype=torch.uint8)
+    else:
+        spill.parent.mkdir(parents=True, exist_ok=True)
+        images = torch.from_file(str(spill), shared=True, size=size, dtype=torch.uint8).view(shape)
+    kept = 0
+    with ThreadPoolExecutor() as pool:  # Pillow decodes outside the interpreter lock
+        for pixels in pool.map(read, paths):
+            if isinstance(pixels, str):
+                print(f"warning: skipped unreadable image {pixels}", file=sys.stderr)
+            else:
+                images[kept] = torch.from_numpy(pixels.copy()).permute(2, 0, 1)
+                kept += 1
+    if kept < len(paths):
+        print(f"warning: {len(paths) - kept} of {len(paths)} images skipped", file=sys.stderr)
+    if not kept:
+        raise TrainingError(f"data.folder: none of the {len(paths)} images below {folder} can be read")
+    return images[:kept]
+
+
+class Sampler:
+    """Endless seeded batches of indices: every epoch in a fresh order, batches running across the seams.
+
+    Its whole state is the number of indices drawn, so resuming is exact.
+
+    Args:
+        size: number of images, at least 1.
+        batch_size: indices a batch.
+        seed: epoch e is shuffled with a generator seeded by (seed, e).
+    """
+
+    def __init__(self, size: int, batch_size: int, seed: int) -> None:
+        self.size, self.batch_size, self.seed, self.drawn = size, batch_size, seed, 0
+        self._epoch, self._order = -1, torch.empty(0, dtype=torch.int64)
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return self
+
+    def __next__(self) -> Tensor:
+        """[batch_size] int64."""
+        parts, missing = [], self.batch_size
+        while missing:
+            epoch, position = divmod(self.drawn, self.size)
+            if epoch != self._epoch:
+                generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
+                self._epoch, self._order = epoch, torch.randperm(self.size, generator=generator)
+            parts.append(self._order[position : position + missing])
+            missing -= len(parts[-1])
+            self.drawn += len(parts[-1])
+        return torch.cat(parts)
+
+    def state_dict(self) -> dict[str, int]:
+        return {"size": self.size, "drawn": self.drawn}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Raises ``TrainingError`` when the number of images is not what it was."""
+        if state["size"] != self.size:
+            raise TrainingError(
+                f"data: the checkpoint was trained on {state['size']} images, now there are {self.size}"
+            )
+        self.drawn = state["drawn"]

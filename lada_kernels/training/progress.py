@@ -1,0 +1,79 @@
+"""What a running training shows: progress bar, TensorBoard, warnings."""
+
+import math
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from torch import Tensor
+
+from lada_kernels.training.errors import TrainingError, import_extra
+
+METRICS = ("d_loss", "g_loss", "r1", "real_logit", "fake_logit")
+
+
+class Progress:
+    """Sums the metrics where they are computed and waits for the device only in `report`.
+
+    Args:
+        folder: of the TensorBoard events, where TensorBoard is installed.
+        steps: the whole budget.
+        done: steps already taken; later events of a former run are hidden.
+        batch_size: images per step, for images/s.
+    """
+
+    def __init__(self, folder: Path, steps: int, done: int, batch_size: int) -> None:
+        self.bar = import_extra("tqdm").tqdm(total=steps, initial=done, unit="step", dynamic_ncols=True)
+        self.board = None
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self.board = SummaryWriter(str(folder), purge_step=done + 1)
+        except ImportError:
+            self.bar.write("TensorBoard is not installed: losses are shown here only", file=sys.stderr)
+        self.batch_size = batch_size
+        self._restart()
+
+    def _restart(self) -> None:
+        self.total: Tensor | None = None
+        self.count, self.since = 0, time.perf_counter()
+
+    def add(self, metrics: Tensor) -> None:
+        """Count one step and its `METRICS`, [5]."""
+        self.total = metrics if self.total is None else self.total + metrics
+        self.count += 1
+        self.bar.update()
+
+    def report(self) -> None:
+        """Show the means since the last report; ``TrainingError`` if one is not finite."""
+        if self.total is None:
+            return
+        means = dict(zip(METRICS, (self.total / self.count).tolist(), strict=True))
+        images_per_s = self.count * self.batch_size / (time.perf_counter() - self.since)
+        losses = f"D {means['d_loss']:.3f}  G {means['g_loss']:.3f}  R1 {means['r1']:.3g}"
+        self.bar.set_postfix_str(f"{losses}  {images_per_s:.0f} images/s")
+        if self.board is not None:
+            for name, value in (*means.items(), ("images_per_s", images_per_s)):
+                self.board.add_scalar(name, value, self.bar.n)
+        self._restart()
+        if not all(map(math.isfinite, means.values())):
+            raise TrainingError(
+                f"step {self.bar.n}: a loss is no longer finite ({means}). The checkpoints keep the last "
+                "sound state; a lower learning rate or a higher R1 coefficient may help"
+            )
+
+    def attempt(self, write: Callable[[], None]) -> None:
+        """Call ``write``; a disk that refuses costs a warning, not the run."""
+        try:
+            write()
+        except OSError as error:
+            self.bar.write(f"WARNING: {error}. Training goes on", file=sys.stderr)
+
+    def __enter__(self) -> "Progress":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.bar.close()
+        if self.board is not None:
+            self.board.close()

@@ -70,11 +70,12 @@ class LadaAttention(nn.Module):
         return self.to_out(out)
 
     def _folded(self, x: Tensor, mask: Tensor | None, return_weights: bool) -> Tensor | tuple[Tensor, Tensor]:
-        dim, heads = self.dim, self.heads
-        w_q, w_kv = self.to_qkv.weight.split((dim, 2 * dim))  # [D, D], [2D, D]
-        b_q, b_kv = self.to_qkv.bias.split((dim, 2 * dim))
+        dim, heads, to_qkv, q_attn = self.dim, self.heads, self.to_qkv, self.q_attn
+        # split_with_sizes is Tensor.split without its Python layer: this path is a dozen small calls.
+        w_q, w_kv = to_qkv.weight.split_with_sizes((dim, 2 * dim))  # [D, D], [2D, D]
+        b_q, b_kv = to_qkv.bias.split_with_sizes((dim, 2 * dim))
         # Softmax over tokens ignores a per-head constant: beta=0 drops the bias and gives it a zero gradient.
-        score_weight = torch.addmm(self.q_attn.bias[:, None], self.q_attn.weight, w_q, beta=0)  # [H, D]
+        score_weight = torch.addmm(q_attn.bias.view(heads, 1), q_attn.weight, w_q, beta=0)  # [H, D]
         if x.dtype != score_weight.dtype and torch.is_autocast_enabled(x.device.type):
             # The projection would narrow x anyway; done here, the pooling reads the narrow copy too.
             x = x.to(score_weight.dtype)

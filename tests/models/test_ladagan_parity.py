@@ -14,7 +14,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from lada_kernels import backends
 from lada_kernels.models.ladagan import Discriminator, Generator
 
 GOLDEN = Path(__file__).parents[1] / "data" / "golden"
@@ -69,25 +68,21 @@ def assert_gradients(model, truth):
 
 @pytest.mark.parametrize("fold_query", [True, False], ids=["folded", "unfolded"])
 @pytest.mark.parametrize("size", [32, 64])
-@pytest.mark.parametrize("backend", ["reference", "cpu"])
 def test_training_step_matches_official_code(backend, size, fold_query):
     golden, config = load(size)
     z, real = golden["in/z"], golden["in/x"].clone().requires_grad_()
     generator, discriminator = build(golden, config, fold_query)
 
-    with backends.use_backend(backend):
-        fake = generator(z)
-        logits_real = discriminator(real)
-        logits_fake = discriminator(fake.detach())
-        (slope,) = torch.autograd.grad(logits_real.sum(), real, create_graph=True)
-        r1_penalty = slope.square().sum((1, 2, 3)).mean()
-        d_loss = (
-            F.softplus(-logits_real).mean() + F.softplus(logits_fake).mean() + R1_COEFFICIENT * r1_penalty
-        )
-        d_loss.backward()
-        discriminator.requires_grad_(False)
-        g_loss = F.softplus(-discriminator(fake)).mean()
-        g_loss.backward()
+    fake = generator(z)
+    logits_real = discriminator(real)
+    logits_fake = discriminator(fake.detach())
+    (slope,) = torch.autograd.grad(logits_real.sum(), real, create_graph=True)
+    r1_penalty = slope.square().sum((1, 2, 3)).mean()
+    d_loss = F.softplus(-logits_real).mean() + F.softplus(logits_fake).mean() + R1_COEFFICIENT * r1_penalty
+    d_loss.backward()
+    discriminator.requires_grad_(False)
+    g_loss = F.softplus(-discriminator(fake)).mean()
+    g_loss.backward()
 
     outputs = {
         "img": fake,

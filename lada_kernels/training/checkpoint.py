@@ -1,7 +1,7 @@
 """Checkpoints: written atomically, the previous one kept, read without running code from the file.
 
-A run folder holds ``last_ckpt.pt`` and ``previous_ckpt.pt``. Keys that the official PyTorch code has are
-named as there (iter, generator, discriminator, ema, g_opt, d_opt); rng, sampler and config make resuming exact.
+A run folder holds ``last_ckpt.pt`` and ``previous_ckpt.pt``. Keys that the official PyTorch code has are named
+as there (iter, generator, discriminator, ema, g_opt, d_opt); rng, sampler and config make resuming exact.
 """
 
 import os
@@ -65,14 +65,10 @@ def read(path: Path) -> dict[str, Any]:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # on foreign bytes torch.load raises whatever its unpickler runs into
         reason = str(error).strip().split("\n")[0] or type(error).__name__
-        raise TrainingError(
-            f"{path} is not a readable checkpoint (truncated, or another kind of file): {reason}"
-        ) from error
+        raise TrainingError(f"{path} is not a readable checkpoint (truncated, or another kind of file): {reason}") from error
     missing = [key for key in KEYS if not isinstance(state, dict) or key not in state]
     if missing:
-        raise TrainingError(
-            f"{path} is not a checkpoint of lada_kernels.train: it lacks {', '.join(missing)}"
-        )
+        raise TrainingError(f"{path} is not a checkpoint of lada_kernels.train: it lacks {', '.join(missing)}")
     return state
 
 

@@ -144,9 +144,7 @@ PRESETS: dict[str, Config] = {
             out_dim=(64, 64),
             d_mlp_dim=64,
         ),
-        optim=OptimConfig(
-            batch_size=32, g_lr=1e-3, d_lr=1e-3, r1=1e-2, r1_every=4, augment=("translation",), ema_decay=0.98
-        ),
+        optim=OptimConfig(batch_size=32, g_lr=1e-3, d_lr=1e-3, r1=1e-2, r1_every=4, augment=("translation",), ema_decay=0.98),
         data=DataConfig(source="digits"),
         run=RunConfig(out="runs/digits", steps=1500, grid_every=250, save_every=250),
     ),
@@ -160,9 +158,7 @@ PRESETS: dict[str, Config] = {
     "celeba64": Config(run=RunConfig(out="runs/celeba64", steps=564_000)),
     # The authors' values: 24.1 M images. They add bCR with weight 0.1, which is not implemented here.
     "ffhq128": Config(
-        model=ModelConfig(
-            img_size=128, dim=(1024, 512, 256), decoder_dim=(128, 64), enc_dim=(32, 64, 128, 256)
-        ),
+        model=ModelConfig(img_size=128, dim=(1024, 512, 256), decoder_dim=(128, 64), enc_dim=(32, 64, 128, 256)),
         optim=OptimConfig(batch_size=64, augment=("color", "translation", "cutout")),
         run=RunConfig(out="runs/ffhq128", steps=376_000),
     ),

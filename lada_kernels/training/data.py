@@ -52,12 +52,10 @@ def load_folder(folder: Path, img_size: int, memory_gib: float, spill: Path) -> 
         TrainingError: the folder is missing, holds no image, or none that can be read.
     """
     if not folder.is_dir():
-        raise TrainingError(f"data.folder: no such folder: {folder}")
+        raise TrainingError(f"data.source: no such folder: {folder}")
     paths = sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
     if not paths:
-        raise TrainingError(
-            f"data.folder: no image below {folder} (looked for {', '.join(sorted(SUFFIXES))})"
-        )
+        raise TrainingError(f"data.source: no image below {folder} (looked for {', '.join(sorted(SUFFIXES))})")
     pillow = import_extra("PIL.Image")
 
     def read(path: Path) -> np.ndarray | str:
@@ -86,7 +84,7 @@ def load_folder(folder: Path, img_size: int, memory_gib: float, spill: Path) -> 
     if kept < len(paths):
         print(f"warning: {len(paths) - kept} of {len(paths)} images skipped", file=sys.stderr)
     if not kept:
-        raise TrainingError(f"data.folder: none of the {len(paths)} images below {folder} can be read")
+        raise TrainingError(f"data.source: none of the {len(paths)} images below {folder} can be read")
     return images[:kept]
 
 
@@ -127,7 +125,5 @@ class Sampler:
     def load_state_dict(self, state: dict[str, int]) -> None:
         """Raises ``TrainingError`` when the number of images is not what it was."""
         if state["size"] != self.size:
-            raise TrainingError(
-                f"data: the checkpoint was trained on {state['size']} images, now there are {self.size}"
-            )
+            raise TrainingError(f"data: the checkpoint was trained on {state['size']} images, now there are {self.size}")
         self.drawn = state["drawn"]

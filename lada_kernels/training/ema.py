@@ -21,9 +21,7 @@ def update_ema(ema: nn.Module, model: nn.Module, decay: float) -> None:
     ``torch.optim.swa_utils``; integer buffers (BatchNorm's step counter) are copied.
     """
     averaged, current = [], []
-    pairs = zip(
-        chain(ema.parameters(), ema.buffers()), chain(model.parameters(), model.buffers()), strict=True
-    )
+    pairs = zip(chain(ema.parameters(), ema.buffers()), chain(model.parameters(), model.buffers()), strict=True)
     for mean, value in pairs:
         if mean.is_floating_point():
             averaged.append(mean)

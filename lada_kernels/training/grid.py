@@ -24,9 +24,7 @@ def image_grid(images: Tensor, columns: int | None = None, pad: int = 2) -> Tens
     columns = columns or max(1, int(count**0.5 + 0.999))
     rows = -(-count // columns)
     pixels = images.detach().float().clamp(-1, 1).add(1).mul(127.5).round().to("cpu", torch.uint8)
-    sheet = torch.full(
-        (rows * (height + pad) + pad, columns * (width + pad) + pad, channels), 128, dtype=torch.uint8
-    )
+    sheet = torch.full((rows * (height + pad) + pad, columns * (width + pad) + pad, channels), 128, dtype=torch.uint8)
     for index, image in enumerate(pixels.permute(0, 2, 3, 1)):  # [H, W, 3]
         y = pad + index // columns * (height + pad)
         x = pad + index % columns * (width + pad)

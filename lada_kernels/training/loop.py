@@ -40,9 +40,7 @@ def build_generator(config: ModelConfig) -> Generator:
 def build_discriminator(config: ModelConfig) -> Discriminator:
     """D as configured; ``TrainingError`` when an argument does not fit."""
     try:
-        model = Discriminator(
-            config.enc_dim, config.out_dim, config.d_heads, config.d_mlp_dim, flavor=config.flavor
-        )
+        model = Discriminator(config.enc_dim, config.out_dim, config.d_heads, config.d_mlp_dim, flavor=config.flavor)
     except ValueError as error:
         raise TrainingError(f"model: {error}") from error
     if model.img_size != config.img_size:

@@ -38,9 +38,7 @@ class DigitClassifier(nn.Module):
         return self.head(self.features(images))
 
 
-def train_classifier(
-    images: Tensor, labels: Tensor, epochs: int = 15, seed: int = 0
-) -> tuple[DigitClassifier, float]:
+def train_classifier(images: Tensor, labels: Tensor, epochs: int = 15, seed: int = 0) -> tuple[DigitClassifier, float]:
     """Train on four fifths of the digits and judge on the rest.
 
     Args:
@@ -53,9 +51,7 @@ def train_classifier(
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        train, held_out = torch.randperm(len(images)).split(
-            [len(images) - len(images) // 5, len(images) // 5]
-        )
+        train, held_out = torch.randperm(len(images)).split([len(images) - len(images) // 5, len(images) // 5])
         model = DigitClassifier()
         optimizer = torch.optim.Adam(model.parameters(), lr=2e-3)
         for _ in range(epochs):

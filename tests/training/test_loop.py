@@ -1,0 +1,134 @@
+import dataclasses
+from pathlib import Path
+
+import pytest
+import torch
+
+from lada_kernels.training import checkpoint
+from lada_kernels.training.config import Config
+from lada_kernels.training.errors import TrainingError
+from lada_kernels.training.loop import Trainer, fit
+
+
+def flat(state: object, name: str = "") -> dict:
+    """A nested state as {path: leaf}."""
+    if isinstance(state, (dict, list, tuple)):
+        items = state.items() if isinstance(state, dict) else enumerate(state)
+        return {k: v for key, value in items for k, v in flat(value, f"{name}/{key}").items()}
+    return {name: state}
+
+
+def assert_bit_equal(a: dict, b: dict) -> None:
+    a, b = flat(a), flat(b)
+    assert a.keys() == b.keys()
+    for name in a:
+        same = torch.equal(a[name], b[name]) if isinstance(a[name], torch.Tensor) else a[name] == b[name]
+        assert same, name
+
+
+def with_run(config: Config, **changes) -> Config:
+    return dataclasses.replace(config, run=dataclasses.replace(config.run, **changes))
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_resuming_is_exact(tiny, images, precision):
+    tiny = with_run(tiny, precision=precision)
+    whole = Trainer(tiny, images)
+    for _ in range(6):
+        whole.step()
+
+    first = Trainer(tiny, images)
+    for _ in range(3):
+        first.step()
+    checkpoint.write(first.state_dict(), Path(tiny.run.out))
+    torch.manual_seed(999)  # what happens in between must not matter
+    second = Trainer(tiny, images)
+    second.load_state_dict(checkpoint.read_latest(Path(tiny.run.out)))
+    for _ in range(3):
+        second.step()
+    assert second.iteration == 6
+    assert_bit_equal(second.state_dict(), whole.state_dict())
+
+
+def test_every_network_learns_and_the_average_follows(tiny, images):
+    trainer = Trainer(tiny, images)
+    before = {k: v.clone() for k, v in flat(trainer.state_dict()).items() if isinstance(v, torch.Tensor)}
+    trainer.step()
+    after = flat(trainer.state_dict())
+    for network in ("generator", "discriminator"):
+        names = [k for k in before if k.startswith(f"/{network}/") and k.endswith("weight") and "q_attn" not in k]
+        assert names and not any(torch.equal(before[k], after[k]) for k in names)
+    for name in (k for k in before if k.startswith("/ema/")):
+        current = after[name.replace("/ema/", "/generator/")]
+        torch.testing.assert_close(after[name], 0.9 * before[name] + 0.1 * current)
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_step_reports_finite_metrics_and_r1_only_when_due(tiny, images, precision):
+    trainer = Trainer(with_run(tiny, precision=precision), images)
+    penalised, spared = trainer.step(), trainer.step()
+    assert penalised.dtype == torch.float32 and torch.isfinite(torch.stack([penalised, spared])).all()
+    assert penalised[2] > 0 and spared[2] == 0
+    assert all(p.dtype == torch.float32 and p.requires_grad for p in trainer.discriminator.parameters())
+
+
+def test_discriminator_gets_no_gradient_from_the_generator_step(tiny, images):
+    trainer, after_d = Trainer(tiny, images), {}
+    step = trainer.d_opt.step
+
+    def noting_step() -> None:
+        after_d.update({n: p.grad.clone() for n, p in trainer.discriminator.named_parameters()})
+        step()
+
+    trainer.d_opt.step = noting_step
+    trainer.step()
+    for name, parameter in trainer.discriminator.named_parameters():
+        assert torch.equal(parameter.grad, after_d[name]), name
+
+
+def test_channels_last_computes_the_same(tiny, images):
+    plain, permuted = Trainer(tiny, images), Trainer(with_run(tiny, channels_last=True), images)
+    torch.manual_seed(5)
+    expected = plain.step()
+    torch.manual_seed(5)
+    torch.testing.assert_close(permuted.step(), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_fit_writes_config_grids_and_checkpoints(tiny, images):
+    folder = Path(tiny.run.out)
+    assert fit(Trainer(tiny, images), folder)
+    assert sorted(p.name for p in (folder / "grids").iterdir()) == ["0000000.png", "0000004.png"]
+    assert (folder / "config.json").exists()
+    assert checkpoint.read(folder / checkpoint.LAST)["iter"] == 4
+    assert checkpoint.read(folder / checkpoint.PREVIOUS)["iter"] == 2
+
+
+def test_fit_survives_a_disk_that_is_full_for_a_while(tiny, images, monkeypatch, capsys):
+    write, calls = checkpoint.write, []
+
+    def full_at_first(state, folder):
+        calls.append(state["iter"])
+        if len(calls) == 1:
+            raise OSError("cannot write: No space left on device")
+        return write(state, folder)
+
+    monkeypatch.setattr(checkpoint, "write", full_at_first)
+    assert fit(Trainer(tiny, images), Path(tiny.run.out))
+    assert calls == [2, 4] and checkpoint.read_latest(Path(tiny.run.out))["iter"] == 4
+    assert "WARNING: cannot write: No space left on device" in capsys.readouterr().err
+
+
+def test_a_broken_loss_stops_and_spares_the_checkpoint(tiny, images):
+    trainer, folder = Trainer(tiny, images), Path(tiny.run.out)
+    step = trainer.step
+    trainer.step = lambda: step() * (1 if trainer.iteration <= 2 else float("nan"))
+    with pytest.raises(TrainingError, match=r"step 4: a loss is no longer finite"):
+        fit(trainer, folder)
+    assert checkpoint.read_latest(folder)["iter"] == 2
+
+
+def test_cuda_asked_for_and_absent_is_an_error(tiny, images):
+    if torch.cuda.is_available():
+        pytest.skip("this machine has CUDA")
+    with pytest.raises(TrainingError, match="run.device: CUDA is not available"):
+        Trainer(with_run(tiny, device="cuda"), images)

@@ -9,6 +9,7 @@ cotangent G of the gate's ḡ, and the gate's ∂g flows back through the pool t
 from torch import Tensor
 
 from . import additive_pool, gated_product
+from .precision import widen
 
 
 def forward(
@@ -46,10 +47,10 @@ def double_backward(
     scale: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Cotangents of backward's first four results (None = zero) -> total gradients of (grad, q, k, v, weight)."""
-    pool = (q, weight, mask, pooled, lse, scale, True)
+    pool = (*widen(q.dtype, q, weight), mask, pooled, lse, scale, True)  # wide, so that the sums below are rounded once
     cot_pooled, pool_q, pool_weight = additive_pool.double_backward(cot_q, cot_weight, grad_pooled, *pool)
     out_grad, out_g, out_k, out_v = gated_product.double_backward(
         cot_pooled.flatten(1), cot_k, cot_v, grad, pooled.flatten(1), k, v
     )
     gate_q, gate_weight = additive_pool.backward(out_g.view_as(pooled), *pool)
-    return out_grad, pool_q + gate_q, out_k, out_v, pool_weight + gate_weight
+    return out_grad, (pool_q + gate_q).to(q.dtype), out_k, out_v, (pool_weight + gate_weight).to(weight.dtype)

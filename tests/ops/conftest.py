@@ -1,0 +1,27 @@
+import pytest
+import torch
+from problems import DEVICES, TARGETS
+
+from lada_kernels import backends
+
+
+@pytest.fixture(params=TARGETS)
+def backend(request):
+    """Run the test on this backend."""
+    with backends.use_backend(request.param):
+        yield request.param
+
+
+@pytest.fixture
+def device(backend):
+    return DEVICES[backend]
+
+
+@pytest.fixture(autouse=True)
+def poison(monkeypatch):
+    """Every tensor starts as NaN, so that an element that no kernel writes is seen."""
+    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    torch.use_deterministic_algorithms(True)
+    monkeypatch.setattr(torch.utils.deterministic, "fill_uninitialized_memory", True)
+    yield
+    torch.use_deterministic_algorithms(before[0], warn_only=before[1])

@@ -1,0 +1,9 @@
+import pytest
+import torch
+from problems import DTYPES, POOL, LAYOUTS, SHAPES, judge
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("problem", SHAPES, ids=str)
+def test_orders(problem, dtype, backend, device):
+    judge(POOL, problem, dtype, device)

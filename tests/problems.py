@@ -1,0 +1,338 @@
+"""What every op is judged by: shapes, dtypes, layouts, the independent truth in float64, and the one table of tolerances."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import lada_kernels
+from lada_kernels import backends
+
+# --- who computes, and where -----------------------------------------------------------------------------------------------
+
+# The device on which each backend is tested. A backend that is missing here fails tests/backends.
+DEVICES = {"reference": "cpu", "cpu": "cpu"}
+
+
+def _target(name: str) -> Any:
+    reason = backends.available()[name]
+    return pytest.param(name, marks=pytest.mark.skipif(reason is not None, reason=f"backend {name!r}: {reason}"))
+
+
+TARGETS = [_target(name) for name in backends.available()]
+
+# --- dtypes and tolerances -------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Tolerance:
+    """Bounds on the error against float64: ‖out − ref‖ / ‖ref‖; and for each element |out − ref| / (|ref| + rms(ref)),
+    where rms(ref) is the larger of its row's and that of all.
+    """
+
+    norm: float
+    element: float
+
+
+TOLERANCES = {
+    # A chain of sums, each of up to some thousand terms: 40 units of roundoff (1.1e-16), and as many in the truth itself.
+    torch.float64: Tolerance(norm=1e-14, element=1e-13),
+    # The same 40 units of roundoff (6e-8), and the truth exact; an element may suffer ten times the mean.
+    torch.float32: Tolerance(norm=2.5e-6, element=2.5e-5),
+    # Computed in float32 and rounded once: the unit roundoff 2^-8 bounds the norm; a sum of two rounded parts, an element.
+    torch.bfloat16: Tolerance(norm=2**-8, element=2**-7),
+    # Likewise; its unit roundoff is 2^-11.
+    torch.float16: Tolerance(norm=2**-11, element=2**-10),
+}
+DTYPES = tuple(TOLERANCES)
+HALVES = (torch.bfloat16, torch.float16)
+
+
+def roundoff(dtype: torch.dtype) -> float:
+    """The unit roundoff: half the distance from 1 to the next number."""
+    return torch.finfo(dtype).eps / 2
+
+
+def accumulation(dtype: torch.dtype) -> torch.dtype:
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def relative_error(out: Tensor, truth: Tensor) -> float:
+    """‖out − truth‖ / ‖truth‖ in float64."""
+    return ((out.double() - truth).norm() / truth.norm()).item()
+
+
+def assert_accurate(
+    out: Tensor, truth: Tensor, label: str = "", *, roundings: int = 1, condition: float = 0.0, floor: float = 0.0
+) -> None:
+    """Hold `out` against the float64 `truth`, by norm and by element, at the tolerance of its dtype.
+
+    `roundings`: how often a value was rounded to its dtype on the way. `condition`: by how much the problem magnifies a
+    relative error in what it accumulates (see `Op.condition`). `floor`: the size of terms that cancel where the truth is zero, as softmax over one token.
+    """
+    truth = truth.double()
+    assert out.shape == truth.shape, f"{label}: shape {list(out.shape)}, expected {list(truth.shape)}"
+    if out.numel() == 0:
+        return
+    out_wide, tolerance = out.detach().double(), TOLERANCES[out.dtype]
+    assert out_wide.isfinite().all(), f"{label}: {int((~out_wide.isfinite()).sum())} of {out.numel()} values are not finite"
+    extra = 4 * condition * roundoff(accumulation(out.dtype))
+    absolute = 32 * floor * roundoff(accumulation(out.dtype)) + torch.finfo(out.dtype).smallest_normal * roundoff(out.dtype)
+    error, rms = (out_wide - truth).abs(), truth.square().mean().sqrt()
+    row_rms = truth.square().mean(-1, keepdim=True).sqrt().clamp_min(rms)
+    bound = (roundings * tolerance.norm + extra) * rms + absolute
+    measured = error.square().mean().sqrt()
+    assert measured <= bound, f"{label}: rms error {measured:.3g} above {bound:.3g} (rms of the truth {rms:.3g})"
+    worst = error / ((roundings * tolerance.element + extra) * (truth.abs() + row_rms) + 8 * absolute).clamp_min(1e-300)
+    assert worst.max() <= 1, f"{label}: an element off by {worst.max():.3g} times its bound at {_where(worst)}"
+
+
+def _where(worst: Tensor) -> list[int]:
+    return [int(index) for index in torch.unravel_index(worst.argmax(), worst.shape)]
+
+
+# --- shapes, masks, layouts ------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Problem:
+    """The sizes and options of one call; `mask` names an entry of MASKS."""
+
+    batch: int
+    tokens: int
+    channels: int
+    heads: int = 1
+    per_head: bool = True
+    scale: float | None = None
+    mask: str | None = None
+
+    def __str__(self) -> str:
+        parts = [f"B{self.batch}-N{self.tokens}-D{self.channels}-H{self.heads}"]
+        parts += [] if self.per_head else ["whole"]
+        parts += [] if self.scale is None else [f"scale{self.scale}"]
+        parts += [] if self.mask is None else [self.mask]
+        return "-".join(parts)
+
+    @property
+    def floor(self) -> float:
+        """The size of what cancels inside a derivative: α_n times inner products over D unit normals, for α_n = 1/N."""
+        return self.channels**0.5 * self.heads**0.5 / self.tokens
+
+
+SHAPES = (
+    Problem(3, 37, 24, 3),  # no size is a multiple of a block
+    Problem(2, 1, 16, 4),  # one token: softmax is constant
+    Problem(1, 4099, 16, 8),  # one batch element: the threads share its tokens
+    Problem(7, 3, 8, 1),  # a batch that no number of threads divides
+    Problem(2, 33, 15, 3),  # odd D with odd H
+    Problem(2, 9, 7, 1),  # below any vector's width
+    Problem(2, 6, 8, 8),  # one channel a head
+    Problem(1, 2, 1, 1),  # one channel in all
+    Problem(4, 65, 64, 8),
+    Problem(2, 130, 257, 1),  # one past a whole number of vectors
+    Problem(1, 40, 520, 8),  # D/H = 65
+    Problem(2, 19, 1024, 4),  # the widest of LadaGAN
+    Problem(1, 5, 48, 16),  # more heads than tokens
+    Problem(0, 5, 8, 2),  # an empty batch
+)
+SMALL = Problem(2, 5, 6, 2)  # for checks that cost a run per element
+
+MASKS = {
+    "random": lambda b, n: torch.arange(b * n).mul(7).remainder(5).lt(3).view(b, n),
+    "all_live": lambda b, n: torch.ones(b, n, dtype=torch.bool),
+    "one_live": lambda b, n: torch.arange(n).expand(b, n) == n // 2,
+    "head_masked": lambda b, n: (torch.arange(n) >= n // 2).expand(b, n),
+    "first_row_masked": lambda b, n: (torch.arange(b) > 0)[:, None].expand(b, n).clone(),
+    "all_masked": lambda b, n: torch.zeros(b, n, dtype=torch.bool),
+}
+
+# Each takes a dense 3-d tensor and returns one laid out otherwise; only the expanded ones change the values.
+LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
+    "dense": lambda x: x,
+    "third": lambda x: torch.cat([x + 1, x, x - 1], -1).tensor_split(3, -1)[1],
+    "every_second_batch": lambda x: x.repeat_interleave(2, 0)[::2],
+    "every_second_token": lambda x: x.repeat_interleave(2, 1)[:, ::2],
+    "tokens_first": lambda x: x.transpose(0, 1).contiguous().transpose(0, 1),
+    "transposed": lambda x: x.mT.contiguous().mT,
+    "every_second_channel": lambda x: x.repeat_interleave(2, 2)[:, :, ::2],
+    "misaligned": lambda x: torch.cat([x.new_zeros(1), x.flatten()])[1:].view(x.shape),
+    "odd_rows": lambda x: torch.cat([x[:, :, :1], x], -1)[:, :, 1:],
+    "expanded_batch": lambda x: x[:1].expand(x.shape),
+    "expanded_tokens": lambda x: x[:, :1].expand(x.shape),
+    "expanded_channels": lambda x: x[:, :, :1].expand(x.shape),
+    "expanded_scalar": lambda x: x[:1, :1, :1].expand(x.shape),
+}
+
+
+def lay_out(x: Tensor, layout: str) -> Tensor:
+    return LAYOUTS[layout](x) if x.dim() == 3 else LAYOUTS[layout](x[None])[0]
+
+
+# --- the ops and their truth, straight from the equations ------------------------------------------------------------------
+
+
+def true_pool(x: Tensor, w: Tensor, *, per_head: bool = True, scale: float | None = None, mask: Tensor | None = None) -> Tensor:
+    heads, channels = w.shape
+    scale = (channels / heads) ** -0.5 if scale is None else scale
+    width = channels // heads if per_head else channels
+    rows = [torch.einsum("bnd,hd->bh", x[:0], w)[:, :, None].expand(0, heads, width)]  # keeps an empty batch differentiable
+    for b, tokens in enumerate(x):
+        live = tokens if mask is None else tokens[mask[b]]  # [n, D]
+        alpha = (scale * live @ w.T).softmax(dim=0)  # [n, H]
+        parts = live.unflatten(1, (heads, -1)) if per_head else live[:, None].expand(-1, heads, -1)  # [n, H, E]
+        rows.append((alpha[:, :, None] * parts).sum(0, keepdim=True))
+    return torch.cat(rows)  # [B, H, E]
+
+
+def true_gate(g: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    return torch.einsum("bd,bnd,bnd->bnd", g, k, v)
+
+
+def true_attention(q: Tensor, k: Tensor, v: Tensor, w: Tensor, **options: Any) -> Tensor:
+    return true_gate(true_pool(q, w, **options).flatten(1), k, v)
+
+
+def true_norm(x: Tensor, gamma: Tensor, beta: Tensor, eps: float = 1e-6) -> Tensor:
+    centred = x - x.mean(-1, keepdim=True)
+    return gamma[:, None] * centred / (centred.square().mean(-1, keepdim=True) + eps).sqrt() + beta[:, None]
+
+
+@dataclass(frozen=True)
+class Op:
+    """A public op with its independent truth; `kinds` says, for each argument, if it is tokens, a weight or a row."""
+
+    name: str
+    arguments: tuple[str, ...]
+    kinds: tuple[str, ...]
+    truth: Callable[..., Tensor]
+    pools: bool  # knows heads, scale and mask
+
+    def __call__(self, *inputs: Tensor, **options: Any) -> Any:
+        return getattr(lada_kernels, self.name)(*inputs, **options)
+
+    def __str__(self) -> str:
+        return self.name
+
+    def shapes(self, problem: Problem) -> list[tuple[int, ...]]:
+        b, n, d, h = problem.batch, problem.tokens, problem.channels, problem.heads
+        return [{"tokens": (b, n, d), "weight": (h, d), "row": (b, d)}[kind] for kind in self.kinds]
+
+    def result_shape(self, problem: Problem) -> tuple[int, ...]:
+        b, n, d, h = problem.batch, problem.tokens, problem.channels, problem.heads
+        return (b, h, d // h if problem.per_head else d) if self is POOL else (b, n, d)
+
+    def options(self, problem: Problem, device: str = "cpu") -> dict[str, Any]:
+        if not self.pools:
+            return {}
+        mask = problem.mask and MASKS[problem.mask](problem.batch, problem.tokens).to(device)
+        return {"scale": problem.scale, "mask": mask} | ({"per_head": problem.per_head} if self is POOL else {})
+
+    def condition(self, inputs: Sequence[Tensor], *, scale: float | None = None, **_: Any) -> float:
+        """The largest logit: a score s is known to |s| units of roundoff, and α moves as much. 0 without a softmax."""
+        if not self.pools or not inputs[0].shape[0]:
+            return 0.0
+        x, w = inputs[0].detach().double(), inputs[-1].detach().double()
+        scores = (x @ w.T) * ((w.shape[0] / w.shape[1]) ** 0.5 if scale is None else scale)
+        return scores.nan_to_num().abs().max().item()
+
+
+POOL = Op("additive_pool", ("x", "score_weight"), ("tokens", "weight"), true_pool, True)
+GATE = Op("gated_product", ("g", "k", "v"), ("row", "tokens", "tokens"), true_gate, False)
+ATTENTION = Op("additive_attention", ("q", "k", "v", "score_weight"), ("tokens",) * 3 + ("weight",), true_attention, True)
+NORM = Op("modulated_layer_norm", ("x", "gamma", "beta"), ("tokens", "row", "row"), true_norm, False)
+OPS = (POOL, GATE, ATTENTION, NORM)
+
+
+# --- inputs and orders -----------------------------------------------------------------------------------------------------
+
+
+def noise(shape: Sequence[int], seed: int, dtype: torch.dtype = torch.float64, device: str = "cpu") -> Tensor:
+    """Standard normal numbers: the same for a seed on every device and, up to rounding, in every dtype."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(*shape, generator=generator, dtype=torch.float64).to(device=device, dtype=dtype)
+
+
+def make_inputs(
+    op: Op,
+    problem: Problem,
+    dtype: torch.dtype = torch.float64,
+    device: str = "cpu",
+    layout: str = "dense",
+    wide_parameters: bool = False,
+) -> list[Tensor]:
+    """Leaves that require gradients; tokens in `layout`, weights and rows in the accumulation dtype if `wide_parameters`."""
+    inputs = []
+    for seed, (kind, shape) in enumerate(zip(op.kinds, op.shapes(problem), strict=True)):
+        wide = wide_parameters and kind != "tokens"
+        x = noise(shape, seed, accumulation(dtype) if wide else dtype, device)
+        inputs.append((lay_out(x, layout) if kind == "tokens" else x).detach().requires_grad_())
+    return inputs
+
+
+def make_cotangents(op: Op, problem: Problem, inputs: Sequence[Tensor], layout: str = "dense") -> tuple[Tensor, list[Tensor]]:
+    """One for the result, which requires a gradient, and one for each input's gradient."""
+    first = inputs[op.kinds.index("tokens")]
+    grad = lay_out(noise(op.result_shape(problem), 100, first.dtype, first.device), layout).requires_grad_()
+    return grad, [lay_out(noise(x.shape, 101 + i, x.dtype, x.device), layout) for i, x in enumerate(inputs)]
+
+
+def doubles(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """The same numbers as dense float64 leaves on the CPU."""
+    return [x.detach().double().cpu().contiguous().requires_grad_() for x in tensors]
+
+
+def three_orders(
+    function: Callable[..., Tensor], inputs: Sequence[Tensor], grad: Tensor, cotangents: Sequence[Tensor]
+) -> dict[str, Tensor]:
+    """The value, the gradient of every input, and the second gradients of `grad` and every input, by label."""
+    value = function(*inputs)
+    first = torch.autograd.grad(value, inputs, grad, create_graph=True)
+    second = torch.autograd.grad(first, [grad, *inputs], cotangents, allow_unused=True, materialize_grads=True)
+    results = {"value": value, **{f"first {i}": x for i, x in enumerate(first)}}
+    return results | {"second of grad": second[0], **{f"second {i}": x for i, x in enumerate(second[1:])}}
+
+
+def true_orders(op: Op, inputs: Sequence[Tensor], grad: Tensor, cotangents: Sequence[Tensor], **options: Any) -> dict[str, Tensor]:
+    """`three_orders` of the op's truth, on the CPU in float64."""
+    options = {name: option.cpu() if isinstance(option, Tensor) else option for name, option in options.items()}
+    function = partial(op.truth, **options)
+    return three_orders(function, doubles(inputs), *doubles([grad]), doubles(cotangents))
+
+
+def assert_orders(got: dict[str, Tensor], truth: dict[str, Tensor], inputs: Sequence[Tensor], **bounds: Any) -> None:
+    """Every result of every order accurate, in the dtype and on the device that its tensor has."""
+    for label, out in got.items():
+        if label[-1].isdigit():
+            x = inputs[int(label.split()[-1])]
+            assert (out.dtype, out.device) == (x.dtype, x.device), f"{label}: {out.dtype} on {out.device}"
+        assert_accurate(out.cpu(), truth[label], label, **bounds)
+
+
+def judge(
+    op: Op,
+    problem: Problem,
+    dtype: torch.dtype,
+    device: str = "cpu",
+    *,
+    layout: str = "dense",
+    grad_layout: str = "dense",
+    wide_parameters: bool = False,
+) -> None:
+    """Run one problem through all three orders and hold every result against the truth."""
+    inputs = make_inputs(op, problem, dtype, device, layout, wide_parameters)
+    grad, cotangents = make_cotangents(op, problem, inputs, grad_layout)
+    options = op.options(problem, device)
+    before = [x.detach().clone() for x in (*inputs, grad, *cotangents)]
+    got = three_orders(partial(op, **options), inputs, grad, cotangents)
+    for x, kept in zip((*inputs, grad, *cotangents), before, strict=True):
+        assert torch.equal(x, kept), "an argument was written to"
+    bounds = {"condition": op.condition(inputs, **options), "floor": problem.floor}
+    assert_orders(got, true_orders(op, inputs, grad, cotangents, **options), inputs, **bounds)
+
+
+def with_masks(problem: Problem) -> list[Problem]:
+    return [replace(problem, mask=name) for name in MASKS]

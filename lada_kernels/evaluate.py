@@ -23,9 +23,7 @@ def evaluate(state: dict, samples: int, seed: int) -> dict:
     """Measure a checkpoint of a digits run; a dict of plain numbers, as `main` writes it to JSON."""
     config = from_dict(state["config"])
     if config.data.source != "digits":
-        raise TrainingError(
-            f"evaluate judges runs on the digits; this one was trained on {config.data.source}"
-        )
+        raise TrainingError(f"evaluate judges runs on the digits; this one was trained on {config.data.source}")
     images, labels = load_digits(config.model.img_size)
     classifier, accuracy = train_classifier(images, labels)
     real = classifier.features(to_float(images))

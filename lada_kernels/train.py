@@ -72,9 +72,7 @@ def main() -> int:
         check_same_run(config, from_dict(state["config"]))
     elif checkpoint.exists(folder):
         if not overwrite:
-            raise TrainingError(
-                f"run.out: {folder} already holds a run: --resume {folder} goes on, --overwrite loses it"
-            )
+            raise TrainingError(f"run.out: {folder} already holds a run: --resume {folder} goes on, --overwrite loses it")
         checkpoint.remove(folder)
 
     images = load_images(config)

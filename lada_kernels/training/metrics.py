@@ -13,7 +13,7 @@ CLASSES = 10
 
 
 class DigitClassifier(nn.Module):
-    """A small convolutional net: [B, 3, 32, 32] in [-1, 1] to [B, 10] logits; `features` gives [B, 64]."""
+    """A small convolutional net for digits."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -32,9 +32,11 @@ class DigitClassifier(nn.Module):
         self.head = nn.Linear(64, CLASSES)
 
     def features(self, images: Tensor) -> Tensor:
+        """Images [B, 3, 32, 32] in [-1, 1] to the penultimate layer, [B, 64]."""
         return self.body(images.mean(dim=1, keepdim=True))
 
     def forward(self, images: Tensor) -> Tensor:
+        """Images [B, 3, 32, 32] in [-1, 1] to logits [B, 10]."""
         return self.head(self.features(images))
 
 
@@ -44,6 +46,7 @@ def train_classifier(images: Tensor, labels: Tensor, epochs: int = 15, seed: int
     Args:
         images: [n, 3, 32, 32] uint8.
         labels: [n] int64 in 0..9.
+        epochs: passes over the training part.
         seed: of the split, the weights and the batches; torch's own generator is left as it was.
 
     Returns:
@@ -75,7 +78,8 @@ def frechet_distance(a: Tensor, b: Tensor) -> float:
     ``|mu_a - mu_b|^2 + tr(A) + tr(B) - 2 tr((A^1/2 B A^1/2)^1/2)``, covariances A and B unbiased, in float64.
 
     Args:
-        a, b: [n, F] and [m, F] with n, m >= 2.
+        a: [n, F], n >= 2.
+        b: [m, F], m >= 2.
     """
     a, b = a.double(), b.double()
     cov_a, cov_b = torch.cov(a.T), torch.cov(b.T)  # [F, F]

@@ -14,18 +14,21 @@ def test_color_draws_once_per_sample_from_the_stated_ranges():
     y = color(x)
     # Brightness alone moves the mean; saturation alone scales the chroma, contrast everything about the mean.
     shift = y.mean((1, 2, 3)) - x.mean((1, 2, 3))
-    assert -0.5 <= shift.min() < -0.49 and 0.49 < shift.max() <= 0.5
+    assert -0.5 <= shift.min() < -0.49
+    assert 0.49 < shift.max() <= 0.5
     assert shift.var().item() == pytest.approx(1 / 12, rel=0.05)
     grey_x, grey_y = x.mean(1), y.mean(1)
     spread_x, spread_y = (g - g.mean((1, 2), keepdim=True) for g in (grey_x, grey_y))
     contrast = (spread_x * spread_y).sum((1, 2)) / spread_x.square().sum((1, 2))
-    assert 0.5 <= contrast.min() < 0.51 and 1.49 < contrast.max() <= 1.5
+    assert 0.5 <= contrast.min() < 0.51
+    assert 1.49 < contrast.max() <= 1.5
     torch.testing.assert_close(spread_y, contrast[:, None, None] * spread_x)
     chroma_x, chroma_y = x - grey_x[:, None], y - grey_y[:, None]
     scale = (chroma_x * chroma_y).sum((1, 2, 3)) / chroma_x.square().sum((1, 2, 3))
     torch.testing.assert_close(chroma_y, scale[:, None, None, None] * chroma_x)
     saturation = scale / contrast
-    assert 0 <= saturation.min() < 0.01 and 1.99 < saturation.max() <= 2
+    assert 0 <= saturation.min() < 0.01
+    assert 1.99 < saturation.max() <= 2
     assert abs(torch.corrcoef(torch.stack([shift, contrast, saturation])).triu(1)).max() < 0.05
 
 
@@ -69,5 +72,5 @@ def test_gradients_flow_to_the_images():
 def test_empty_policy_is_identity_and_unknown_names_are_refused():
     x = torch.rand(2, 3, 8, 8)
     assert augment(x, ()) is x
-    with pytest.raises(ValueError, match="'mixup'.*color.*translation.*cutout"):
+    with pytest.raises(ValueError, match=r"'mixup'.*color.*translation.*cutout"):
         augment(x, ("mixup",))

@@ -8,7 +8,7 @@ from lada_kernels.training.errors import TrainingError
 
 
 def state(iteration: int) -> dict:
-    return dict.fromkeys(checkpoint.KEYS, {}) | {"iter": iteration, "ema": {"weight": torch.ones(1000)}}
+    return {key: {} for key in checkpoint.KEYS} | {"iter": iteration, "ema": {"weight": torch.ones(1000)}}
 
 
 def test_last_two_are_kept_and_nothing_else(tmp_path):
@@ -43,7 +43,8 @@ def test_truncated_last_falls_back_loudly(tmp_path, capsys, keep):
     last.write_bytes(whole[: int(keep if keep > 1 else keep * len(whole))])
     assert checkpoint.read_latest(tmp_path)["iter"] == 1
     warning = capsys.readouterr().err
-    assert "last_ckpt.pt is not a readable checkpoint" in warning and "previous_ckpt.pt, step 1" in warning
+    assert "last_ckpt.pt is not a readable checkpoint" in warning
+    assert "previous_ckpt.pt, step 1" in warning
 
 
 def test_crash_between_the_two_renames_falls_back(tmp_path, capsys):
@@ -54,9 +55,9 @@ def test_crash_between_the_two_renames_falls_back(tmp_path, capsys):
 
 
 def test_unusable_files_are_clear_errors(tmp_path):
-    with pytest.raises(TrainingError, match="no checkpoint at .*nowhere"):
+    with pytest.raises(TrainingError, match=r"no checkpoint at .*nowhere"):
         checkpoint.read_latest(tmp_path / "nowhere")
-    with pytest.raises(TrainingError, match="no checkpoint at"):
+    with pytest.raises(TrainingError, match=r"no checkpoint at"):
         checkpoint.read_latest(tmp_path)
     text = tmp_path / "text.pt"
     text.write_text("root:x:0:0:root:/root:/bin/bash\n")

@@ -22,7 +22,8 @@ def test_presets_build_matching_models(name):
     with torch.device("meta"):
         generator, discriminator = build_generator(model), build_discriminator(model)
         images = generator(torch.empty(2, model.noise_dim))
-    assert images.shape == (2, 3, model.img_size, model.img_size) and discriminator.img_size == model.img_size
+    assert images.shape == (2, 3, model.img_size, model.img_size)
+    assert discriminator.img_size == model.img_size
 
 
 def test_ffhq_preset_has_the_published_size():

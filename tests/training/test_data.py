@@ -23,7 +23,8 @@ def test_folder_is_read_recursively_in_order_and_stretched(tmp_path):
     Image.fromarray(np.full((4, 4), 7, np.uint8)).save(tmp_path / "a" / "grey.PNG")
     (tmp_path / "a" / "notes.txt").write_text("no image")
     images = load(tmp_path / "a", tmp_path)
-    assert images.shape == (4, 3, 16, 16) and images.dtype == torch.uint8
+    assert images.shape == (4, 3, 16, 16)
+    assert images.dtype == torch.uint8
     colours = [(0, 100, 200), (1, 100, 200), (0, 100, 200), (7, 7, 7)]
     for image, colour in zip(images, colours, strict=True):
         assert torch.equal(image, torch.tensor(colour, dtype=torch.uint8)[:, None, None].expand(3, 16, 16))
@@ -37,10 +38,10 @@ def test_memory_mapped_equals_in_memory(tmp_path):
 
 
 def test_missing_and_empty_folders_are_errors(tmp_path):
-    with pytest.raises(TrainingError, match="no such folder.*nowhere"):
+    with pytest.raises(TrainingError, match=r"no such folder.*nowhere"):
         load(tmp_path / "nowhere", tmp_path)
     (tmp_path / "empty").mkdir()
-    with pytest.raises(TrainingError, match="no image below.*empty"):
+    with pytest.raises(TrainingError, match=r"no image below.*empty"):
         load(tmp_path / "empty", tmp_path)
 
 
@@ -51,12 +52,14 @@ def test_corrupt_images_are_named_counted_and_skipped(tmp_path, capsys):
     (tmp_path / "a" / "cut.png").write_bytes(whole[: len(whole) // 2])
     assert len(load(tmp_path / "a", tmp_path)) == 3
     warnings = capsys.readouterr().err
-    assert "broken.jpg" in warnings and "cut.png" in warnings and "2 of 5 images skipped" in warnings
+    assert "broken.jpg" in warnings
+    assert "cut.png" in warnings
+    assert "2 of 5 images skipped" in warnings
 
 
 def test_nothing_readable_is_an_error(tmp_path):
     (tmp_path / "broken.png").write_bytes(b"nothing")
-    with pytest.raises(TrainingError, match="none of the 1 images"):
+    with pytest.raises(TrainingError, match=r"none of the 1 images"):
         load(tmp_path, tmp_path)
 
 
@@ -64,8 +67,10 @@ def test_digits_are_the_real_ones():
     from sklearn.datasets import load_digits as original
 
     images, labels = load_digits(32)
-    assert images.shape == (1797, 3, 32, 32) and images.dtype == torch.uint8
-    assert torch.equal(images[:, 0], images[:, 2]) and labels.tolist() == original().target.tolist()
+    assert images.shape == (1797, 3, 32, 32)
+    assert images.dtype == torch.uint8
+    assert torch.equal(images[:, 0], images[:, 2])
+    assert labels.tolist() == original().target.tolist()
     small = torch.nn.functional.avg_pool2d(images[:, 0].float(), 4) / 255 * 16  # [1797, 8, 8]
     pair = torch.stack([small.flatten(), torch.from_numpy(original().images).float().flatten()])
     assert torch.corrcoef(pair)[0, 1] > 0.98  # not 1: the enlargement is smooth
@@ -93,5 +98,5 @@ def test_sampler_resumes_exactly_and_notices_other_data():
     resumed.load_state_dict(sampler.state_dict())
     for _ in range(6):
         assert torch.equal(next(sampler), next(resumed))
-    with pytest.raises(TrainingError, match="10 images, now there are 11"):
+    with pytest.raises(TrainingError, match=r"10 images, now there are 11"):
         Sampler(11, 4, seed=0).load_state_dict(sampler.state_dict())

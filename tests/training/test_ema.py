@@ -24,8 +24,10 @@ def test_parameters_and_buffers_are_averaged_and_counters_copied():
 def test_average_is_frozen_and_in_eval_mode_and_leaves_the_model_alone():
     model = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
     ema = make_ema(model)
-    assert not ema.training and model.training
-    assert not any(p.requires_grad for p in ema.parameters()) and all(p.requires_grad for p in model.parameters())
+    assert not ema.training
+    assert model.training
+    assert not any(p.requires_grad for p in ema.parameters())
+    assert all(p.requires_grad for p in model.parameters())
     before = {name: value.clone() for name, value in model.state_dict().items()}
     update_ema(ema, model, 0.5)
     torch.testing.assert_close(dict(model.state_dict()), before, rtol=0, atol=0)

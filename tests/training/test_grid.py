@@ -14,10 +14,13 @@ def test_one_value_range_for_the_whole_sheet(tmp_path):
     cells = [sheet[2 + 6 * (i // 3) : 6 + 6 * (i // 3), 2 + 6 * (i % 3) : 6 + 6 * (i % 3)] for i in range(6)]
     for cell, expected in zip(cells, [0, 64, 128, 191, 255, 255], strict=True):
         assert (cell == expected).all()
-    assert (sheet[:2] == 128).all() and (sheet[:, :2] == 128).all()
+    assert (sheet[:2] == 128).all()
+    assert (sheet[:, :2] == 128).all()
 
 
 def test_uneven_count_leaves_the_rest_grey():
     sheet = image_grid(torch.full((3, 3, 2, 2), -1.0), pad=0)
-    assert sheet.shape == (4, 4, 3) and sheet.dtype == torch.uint8
-    assert (sheet[2:, 2:] == 128).all() and (sheet[:2] == 0).all()
+    assert sheet.shape == (4, 4, 3)
+    assert sheet.dtype == torch.uint8
+    assert (sheet[2:, 2:] == 128).all()
+    assert (sheet[:2] == 0).all()

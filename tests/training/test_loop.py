@@ -57,7 +57,8 @@ def test_every_network_learns_and_the_average_follows(tiny, images):
     after = flat(trainer.state_dict())
     for network in ("generator", "discriminator"):
         names = [k for k in before if k.startswith(f"/{network}/") and k.endswith("weight") and "q_attn" not in k]
-        assert names and not any(torch.equal(before[k], after[k]) for k in names)
+        assert names
+        assert not any(torch.equal(before[k], after[k]) for k in names)
     for name in (k for k in before if k.startswith("/ema/")):
         current = after[name.replace("/ema/", "/generator/")]
         torch.testing.assert_close(after[name], 0.9 * before[name] + 0.1 * current)
@@ -67,8 +68,10 @@ def test_every_network_learns_and_the_average_follows(tiny, images):
 def test_step_reports_finite_metrics_and_r1_only_when_due(tiny, images, precision):
     trainer = Trainer(with_run(tiny, precision=precision), images)
     penalised, spared = trainer.step(), trainer.step()
-    assert penalised.dtype == torch.float32 and torch.isfinite(torch.stack([penalised, spared])).all()
-    assert penalised[2] > 0 and spared[2] == 0
+    assert penalised.dtype == torch.float32
+    assert torch.isfinite(torch.stack([penalised, spared])).all()
+    assert penalised[2] > 0
+    assert spared[2] == 0
     assert all(p.dtype == torch.float32 and p.requires_grad for p in trainer.discriminator.parameters())
 
 
@@ -114,7 +117,8 @@ def test_fit_survives_a_disk_that_is_full_for_a_while(tiny, images, monkeypatch,
 
     monkeypatch.setattr(checkpoint, "write", full_at_first)
     assert fit(Trainer(tiny, images), Path(tiny.run.out))
-    assert calls == [2, 4] and checkpoint.read_latest(Path(tiny.run.out))["iter"] == 4
+    assert calls == [2, 4]
+    assert checkpoint.read_latest(Path(tiny.run.out))["iter"] == 4
     assert "WARNING: cannot write: No space left on device" in capsys.readouterr().err
 
 
@@ -130,5 +134,5 @@ def test_a_broken_loss_stops_and_spares_the_checkpoint(tiny, images):
 def test_cuda_asked_for_and_absent_is_an_error(tiny, images):
     if torch.cuda.is_available():
         pytest.skip("this machine has CUDA")
-    with pytest.raises(TrainingError, match="run.device: CUDA is not available"):
+    with pytest.raises(TrainingError, match=r"run.device: CUDA is not available"):
         Trainer(with_run(tiny, device="cuda"), images)

@@ -50,8 +50,8 @@ def test_r1_gradient_by_parameters_matches_finite_differences():
 
 def test_r1_refuses_what_cannot_be_right():
     x = torch.randn(2, 3, 4, 4)
-    with pytest.raises(ValueError, match="reals.*requires_grad"):
+    with pytest.raises(ValueError, match=r"reals.*requires_grad"):
         r1_penalty(x.sum((1, 2, 3)), x)
     x.requires_grad_()
-    with pytest.raises(ValueError, match="real_logits.*bfloat16"):
+    with pytest.raises(ValueError, match=r"real_logits.*bfloat16"):
         r1_penalty(x.sum((1, 2, 3)).bfloat16(), x)

@@ -3,6 +3,7 @@
 import json
 import os
 import runpy
+import shlex
 import signal
 import subprocess
 import sys
@@ -14,11 +15,11 @@ from PIL import Image
 
 from lada_kernels.training import checkpoint
 
-TINY = (
+TINY = shlex.split(
     "--model.dim 16 8 8 --model.noise-dim 8 --model.heads 2 2 2 --model.mlp-dim 8 8 8 --model.enc-dim 4 8 "
     "--model.out-dim 8 8 --model.d-heads 2 --model.d-mlp-dim 8 --optim.batch-size 4 --run.device cpu "
     "--run.grid-images 4 --run.save-every 2"
-).split()
+)
 
 
 @pytest.fixture
@@ -48,7 +49,8 @@ def trained(command, tmp_path):
 def test_sample_writes_a_reproducible_grid(command, trained, tmp_path):
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
         code, out, _ = command("sample", trained, "--out", tmp_path / f"{name}.png", "--seed", seed, "--images", 9)
-        assert code == 0 and "9 samples of step 4" in out
+        assert code == 0
+        assert "9 samples of step 4" in out
     a, b, c = ((tmp_path / f"{name}.png").read_bytes() for name in "abc")
     assert a == b != c
     assert Image.open(tmp_path / "a.png").size == (3 * 34 + 2, 3 * 34 + 2)
@@ -58,14 +60,17 @@ def test_evaluate_prints_and_writes_the_same_figures(command, trained):
     code, out, _ = command("evaluate", trained / checkpoint.LAST, "--samples", 50)
     assert code == 0
     figures = json.loads((trained / "evaluation.json").read_text())
-    assert figures["step"] == 4 and sum(figures["class_histogram"]) == figures["samples"] == 50
-    assert figures["classifier_accuracy"] >= 0.97 and f"{figures['frechet_untrained']:.1f}" in out
+    assert figures["step"] == 4
+    assert sum(figures["class_histogram"]) == figures["samples"] == 50
+    assert figures["classifier_accuracy"] >= 0.97
+    assert f"{figures['frechet_untrained']:.1f}" in out
     assert figures["frechet_ratio"] == pytest.approx(figures["frechet_untrained"] / figures["frechet_trained"])
 
 
 def test_resume_goes_on_to_a_larger_budget(command, trained):
     code, out, _ = command("train", "--resume", trained, "--run.steps", 6)
-    assert code == 0 and "at step 4" in out
+    assert code == 0
+    assert "at step 4" in out
     assert checkpoint.read_latest(trained)["iter"] == 6
     assert json.loads((trained / "config.json").read_text())["run"]["steps"] == 6
 
@@ -81,17 +86,21 @@ def test_resume_refuses_contradictions(command, trained):
 def test_an_existing_run_is_not_lost_by_accident(command, trained):
     again = ("train", *TINY, "--run.out", trained, "--run.steps", 1)
     code, _, _ = command(*again)
-    assert "already holds a run" in code and "--overwrite" in code
+    assert "already holds a run" in code
+    assert "--overwrite" in code
     assert checkpoint.read_latest(trained)["iter"] == 4
     code, _, _ = command(*again, "--overwrite")
-    assert code == 0 and checkpoint.read_latest(trained)["iter"] == 1
+    assert code == 0
+    assert checkpoint.read_latest(trained)["iter"] == 1
     assert not (trained / checkpoint.PREVIOUS).exists()
 
 
 def test_truncated_checkpoint_resumes_from_the_previous(command, trained):
     os.truncate(trained / checkpoint.LAST, 1000)
     code, out, err = command("train", "--resume", trained)
-    assert code == 0 and "WARNING" in err and "at step 2" in out
+    assert code == 0
+    assert "WARNING" in err
+    assert "at step 2" in out
     assert checkpoint.read(trained / checkpoint.LAST)["iter"] == 4
 
 
@@ -112,7 +121,8 @@ def test_mistakes_end_in_one_line(command, tmp_path, monkeypatch, arguments, mes
     monkeypatch.chdir(tmp_path)
     (tmp_path / "text.pt").write_text("not a checkpoint")
     code, _, _ = command(*arguments)
-    assert code.startswith(message) and "\n" not in code
+    assert code.startswith(message)
+    assert "\n" not in code
 
 
 def test_missing_extras_name_the_command_that_installs_them(command, monkeypatch):
@@ -139,8 +149,11 @@ def test_ctrl_c_saves_then_exits_and_resume_goes_on(command, tmp_path):
     out, err = process.communicate(timeout=60)
     assert process.returncode == 130, err
     iteration = checkpoint.read_latest(run)["iter"]
-    assert iteration >= 1 and f"stopped and saved at step {iteration}" in out and "Traceback" not in err
+    assert iteration >= 1
+    assert f"stopped and saved at step {iteration}" in out
+    assert "Traceback" not in err
 
     code, out, _ = command("train", "--resume", run, "--run.steps", iteration + 1)
-    assert code == 0 and f"at step {iteration}" in out
+    assert code == 0
+    assert f"at step {iteration}" in out
     assert torch.isfinite(checkpoint.read_latest(run)["ema"]["ch_conv.weight"]).all()

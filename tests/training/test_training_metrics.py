@@ -13,7 +13,8 @@ def test_classifier_is_good_enough_to_judge_by_and_reproducible():
     assert accuracy >= 0.97
     counts = histogram(classifier, to_float(images))
     true = torch.bincount(labels).tolist()
-    assert sum(counts) == 1797 and all(abs(a - b) <= 10 for a, b in zip(counts, true, strict=True))
+    assert sum(counts) == 1797
+    assert all(abs(a - b) <= 10 for a, b in zip(counts, true, strict=True))
     features = classifier.features(to_float(images))
     assert features.shape == (1797, 64)
     halves = frechet_distance(features[::2], features[1::2])

@@ -8,17 +8,15 @@ import argparse
 import dataclasses
 import sys
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 from torch import Tensor
 
 from lada_kernels.training import checkpoint
-from lada_kernels.training.config import PRESETS, Config, check_same_run, from_dict, load_config
+from lada_kernels.training.config import PRESETS, Config, PresetName, check_same_run, from_dict, load_config
 from lada_kernels.training.data import load_digits, load_folder
 from lada_kernels.training.errors import TrainingError, import_extra, one_line_errors
 from lada_kernels.training.loop import Trainer, fit
-
-Preset = Literal["digits", "cifar10", "celeba64", "ffhq128"]
 
 
 def parse(args: list[str] | None = None) -> tuple[Config, Path | None, bool]:
@@ -27,7 +25,7 @@ def parse(args: list[str] | None = None) -> tuple[Config, Path | None, bool]:
 
     @dataclasses.dataclass(frozen=True)
     class Arguments:
-        preset: Preset | None = None
+        preset: PresetName | None = None
         """starting point of the configuration; default digits, or the resumed run's own"""
         resume: Path | None = None
         """run folder to go on with"""

@@ -1,7 +1,7 @@
 """Checkpoints: written atomically, the previous one kept, read without running code from the file.
 
 A run folder holds ``last_ckpt.pt`` and ``previous_ckpt.pt``. Keys that the official PyTorch code has are named
-as there (iter, generator, discriminator, ema, g_opt, d_opt); rng, sampler and config make resuming exact.
+as there (iter, generator, discriminator, ema, g_opt, d_opt); rng, sampler, data and config make resuming exact.
 """
 
 import os
@@ -14,7 +14,7 @@ import torch
 from lada_kernels.training.errors import TrainingError
 
 LAST, PREVIOUS = "last_ckpt.pt", "previous_ckpt.pt"
-KEYS = ("iter", "generator", "discriminator", "ema", "g_opt", "d_opt", "rng", "sampler", "config")
+KEYS = ("iter", "generator", "discriminator", "ema", "g_opt", "d_opt", "rng", "sampler", "data", "config")
 
 
 def exists(folder: Path) -> bool:

@@ -132,7 +132,9 @@ class Config:
         _require(self.seed >= 0, "seed", self.seed, "0 or more")
 
 
-PRESETS: dict[str, Config] = {
+PresetName = Literal["digits", "cifar10", "celeba64", "ffhq128"]
+
+PRESETS: dict[PresetName, Config] = {
     # Ours: a small LadaGAN that learns 8x8 scans, enlarged, in minutes on two CPU cores.
     "digits": Config(
         model=ModelConfig(
@@ -220,7 +222,10 @@ def load_config(path: Path) -> Config:
 
 
 def check_same_run(given: Config, trained: Config) -> None:
-    """Raise ``TrainingError`` naming the first field, outside ``run``, that contradicts the checkpoint's."""
+    """Raise ``TrainingError`` naming the first field of ``given`` that contradicts the checkpoint's configuration.
+
+    ``run`` may change, and ``data`` is held to its content, not to its path.
+    """
 
     def compare(a: Any, b: Any, name: str) -> None:
         if isinstance(a, dict):
@@ -229,4 +234,4 @@ def check_same_run(given: Config, trained: Config) -> None:
         elif a != b:
             raise TrainingError(f"{name}: {a!r} contradicts the checkpoint, which was trained with {b!r}")
 
-    compare(to_dict(dataclasses.replace(given, run=trained.run)), to_dict(trained), "")
+    compare(to_dict(dataclasses.replace(given, run=trained.run, data=trained.data)), to_dict(trained), "")

@@ -120,11 +120,9 @@ class Sampler:
         return torch.cat(parts)
 
     def state_dict(self) -> dict[str, int]:
-        """What `load_state_dict` needs: the number of images, and of indices drawn."""
-        return {"size": self.size, "drawn": self.drawn}
+        """What `load_state_dict` needs to go on: the number of indices drawn."""
+        return {"drawn": self.drawn}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Go on where ``state`` was taken; ``TrainingError`` when the number of images is not what it was."""
-        if state["size"] != self.size:
-            raise TrainingError(f"data: the checkpoint was trained on {state['size']} images, now there are {self.size}")
+        """Go on where ``state`` was taken."""
         self.drawn = state["drawn"]

@@ -1,6 +1,7 @@
 """One training step of LadaGAN, everything a run has to remember, and the loop around both."""
 
 import signal
+import zlib
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -91,6 +92,7 @@ class Trainer:
         self.g_opt = torch.optim.Adam(self.generator.parameters(), config.optim.g_lr, betas, fused=True)
         self.d_opt = torch.optim.Adam(self.discriminator.parameters(), config.optim.d_lr, betas, fused=True)
         self.sampler = Sampler(len(images), config.optim.batch_size, config.seed)
+        self.fingerprint = {"images": len(images), "crc32": zlib.crc32(images.contiguous().numpy())}
         self.iteration = 0
 
     def step(self) -> Tensor:
@@ -150,14 +152,18 @@ class Trainer:
             "d_opt": self.d_opt.state_dict(),
             "rng": rng,
             "sampler": self.sampler.state_dict(),
+            "data": self.fingerprint,
             "config": to_dict(self.config),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take up a run. ``TrainingError`` when the configuration or the data contradicts it."""
         check_same_run(self.config, from_dict(state["config"]))
-        self.sampler.load_state_dict(state["sampler"])
-        for name in ("generator", "discriminator", "ema", "g_opt", "d_opt"):
+        if state["data"] != self.fingerprint:
+            raise TrainingError(
+                f"data.source: not the images that the checkpoint was trained on: {state['data']} then, {self.fingerprint} now"
+            )
+        for name in ("generator", "discriminator", "ema", "g_opt", "d_opt", "sampler"):
             getattr(self, name).load_state_dict(state[name])
         self.iteration = state["iter"]
         torch.set_rng_state(state["rng"]["cpu"])

@@ -18,7 +18,7 @@ class DigitClassifier(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.body = nn.Sequential(
-            nn.AvgPool2d(2),  # the digits are enlarged from 8x8, 16x16 loses nothing
+            nn.AdaptiveAvgPool2d(16),  # the digits are enlarged from 8x8, 16x16 loses nothing
             nn.Conv2d(1, 16, 3, padding=1),
             nn.ReLU(),
             nn.MaxPool2d(2),
@@ -32,11 +32,11 @@ class DigitClassifier(nn.Module):
         self.head = nn.Linear(64, CLASSES)
 
     def features(self, images: Tensor) -> Tensor:
-        """Images [B, 3, 32, 32] in [-1, 1] to the penultimate layer, [B, 64]."""
+        """Images [B, 3, S, S] in [-1, 1] to the penultimate layer, [B, 64]."""
         return self.body(images.mean(dim=1, keepdim=True))
 
     def forward(self, images: Tensor) -> Tensor:
-        """Images [B, 3, 32, 32] in [-1, 1] to logits [B, 10]."""
+        """Images [B, 3, S, S] in [-1, 1] to logits [B, 10]."""
         return self.head(self.features(images))
 
 
@@ -44,7 +44,7 @@ def train_classifier(images: Tensor, labels: Tensor, epochs: int = 15, seed: int
     """Train on four fifths of the digits and judge on the rest.
 
     Args:
-        images: [n, 3, 32, 32] uint8.
+        images: [n, 3, S, S] uint8, S >= 16.
         labels: [n] int64 in 0..9.
         epochs: passes over the training part.
         seed: of the split, the weights and the batches; torch's own generator is left as it was.
@@ -68,7 +68,7 @@ def train_classifier(images: Tensor, labels: Tensor, epochs: int = 15, seed: int
 
 
 def histogram(classifier: DigitClassifier, images: Tensor) -> list[int]:
-    """How many of ``images`` [n, 3, 32, 32], float in [-1, 1], fall into each of the ten classes."""
+    """How many of ``images`` [n, 3, S, S], float in [-1, 1], fall into each of the ten classes."""
     return torch.bincount(classifier(images).argmax(1), minlength=CLASSES).tolist()
 
 

@@ -90,7 +90,7 @@ def test_sampler_shows_every_image_once_an_epoch(size, batch):
         assert not torch.equal(epochs[0], epochs[1])
 
 
-def test_sampler_resumes_exactly_and_notices_other_data():
+def test_sampler_resumes_exactly():
     sampler = Sampler(10, 4, seed=0)
     for _ in range(6):
         next(sampler)
@@ -98,5 +98,3 @@ def test_sampler_resumes_exactly_and_notices_other_data():
     resumed.load_state_dict(sampler.state_dict())
     for _ in range(6):
         assert torch.equal(next(sampler), next(resumed))
-    with pytest.raises(TrainingError, match=r"10 images, now there are 11"):
-        Sampler(11, 4, seed=0).load_state_dict(sampler.state_dict())

@@ -50,6 +50,16 @@ def test_resuming_is_exact(tiny, images, precision):
     assert_bit_equal(second.state_dict(), whole.state_dict())
 
 
+def test_resuming_on_other_images_is_refused(tiny, images):
+    state = Trainer(tiny, images).state_dict()
+    with pytest.raises(TrainingError, match=r"data\.source: not the images .*'images': 10.*'images': 9"):
+        Trainer(tiny, images[:9]).load_state_dict(state)
+    with pytest.raises(TrainingError, match=r"data\.source: not the images"):
+        Trainer(tiny, 255 - images).load_state_dict(state)
+    moved = dataclasses.replace(tiny, data=dataclasses.replace(tiny.data, source="elsewhere"))
+    Trainer(moved, images).load_state_dict(state)
+
+
 def test_every_network_learns_and_the_average_follows(tiny, images):
     trainer = Trainer(tiny, images)
     before = {k: v.clone() for k, v in flat(trainer.state_dict()).items() if isinstance(v, torch.Tensor)}

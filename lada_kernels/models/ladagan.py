@@ -8,8 +8,8 @@ beyond it.
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn import functional
 
 from lada_kernels.models.flavor import Flavor, init_weights, resolve_flavor
 from lada_kernels.modules import Ladaformer, SMLadaformer
@@ -78,15 +78,13 @@ class Generator(nn.Module):
         init_weights(self, flavor)
 
     def forward(self, z: Tensor, *, return_attention: bool = False) -> Tensor | tuple[Tensor, list[Tensor]]:
-        """z [B, noise_dim] -> images [B, 3, img_size, img_size].
+        """Turn z [B, noise_dim] into images [B, 3, img_size, img_size].
 
         With ``return_attention`` also the blocks' attention maps: [B, H, 64], [B, H, 256], [B, H, 1024],
         tokens in rows of the 8x8, 16x16 and 32x32 map; not differentiable.
         """
         if z.dim() != 2 or z.shape[1] != self.noise_dim:
-            raise ValueError(
-                f"z must be [B, {self.noise_dim}] as noise_dim={self.noise_dim}, got {list(z.shape)}"
-            )
+            raise ValueError(f"z must be [B, {self.noise_dim}] as noise_dim={self.noise_dim}, got {list(z.shape)}")
         attention = []
         x = self.init(z).unflatten(1, (64, -1))  # [B, 64, dim[0]]
         for side, conv, pos, block in (
@@ -95,7 +93,7 @@ class Generator(nn.Module):
             (32, self.conv_1024, self.pos_1024, self.block_1024),
         ):
             if conv is not None:
-                x = to_tokens(conv(F.pixel_shuffle(to_feature_map(x, side // 2, side // 2), 2)))
+                x = to_tokens(conv(functional.pixel_shuffle(to_feature_map(x, side // 2, side // 2), 2)))
             x = block(x + pos, z, return_weights=return_attention)  # [B, side^2, dim[i]]
             if return_attention:
                 x, weights = x
@@ -104,7 +102,7 @@ class Generator(nn.Module):
         if self.decoder is not None:
             x = self.decoder(x)
         elif self.patch_size > 1:
-            x = F.pixel_shuffle(x, self.patch_size)
+            x = functional.pixel_shuffle(x, self.patch_size)
         image = self.ch_conv(x)
         return (image, attention) if return_attention else image
 
@@ -146,12 +144,8 @@ class Discriminator(nn.Module):
             raise ValueError(f"out_dim must hold two widths, got {list(out_dim)}")
         width = enc_dim[-1]
         self.img_size = 16 * 2 ** (len(enc_dim) - 1)
-        self.inp_conv = nn.Sequential(
-            nn.Conv2d(3, enc_dim[0], 3, padding=1, bias=False), nn.LeakyReLU(LEAKY_SLOPE)
-        )
-        self.encoder = nn.ModuleList(
-            DownBlock(enc_dim[i], enc_dim[i + 1], flavor=flavor) for i in range(len(enc_dim) - 1)
-        )
+        self.inp_conv = nn.Sequential(nn.Conv2d(3, enc_dim[0], 3, padding=1, bias=False), nn.LeakyReLU(LEAKY_SLOPE))
+        self.encoder = nn.ModuleList(DownBlock(enc_dim[i], enc_dim[i + 1], flavor=flavor) for i in range(len(enc_dim) - 1))
         self.pos_256 = nn.Parameter(torch.empty(1, 256, width))
         self.block_256 = Ladaformer(256, width, heads, mlp_dim, ln_eps=flavor.ln_eps, fold_query=fold_query)
         self.conv_256 = nn.Conv2d(4 * width, out_dim[0], 3, padding=1)
@@ -163,22 +157,20 @@ class Discriminator(nn.Module):
         init_weights(self, flavor)
 
     def forward(self, x: Tensor) -> Tensor:
-        """x [B, 3, S, S], values in [-1, 1] -> [B, 25]: one logit per 4x4 window of the last 8x8 map."""
+        """Judge x [B, 3, S, S], values in [-1, 1]: [B, 25], one logit per 4x4 window of the last 8x8 map."""
         if x.dim() != 4 or x.shape[1:] != (3, self.img_size, self.img_size):
             expected = f"[B, 3, {self.img_size}, {self.img_size}]"
-            raise ValueError(
-                f"x must be {expected} for {len(self.encoder) + 1} widths in enc_dim, got {list(x.shape)}"
-            )
+            raise ValueError(f"x must be {expected} for {len(self.encoder) + 1} widths in enc_dim, got {list(x.shape)}")
         x = self.inp_conv(x)
         for down in self.encoder:
             x = down(x)
         x = self.block_256(to_tokens(x) + self.pos_256)  # [B, 256, enc_dim[-1]]
-        x = F.pixel_unshuffle(to_feature_map(x, 16, 16), 2)  # [B, 4 enc_dim[-1], 8, 8]
+        x = functional.pixel_unshuffle(to_feature_map(x, 16, 16), 2)  # [B, 4 enc_dim[-1], 8, 8]
         return self.logits(self.conv_256(x)).flatten(1)  # [B, 25]
 
 
 class DownBlock(nn.Module):
-    """[B, C, H, W] -> [B, C', H/2, W/2]: the mean of a two-convolution path and of a pooled 1x1 path."""
+    """Halves a map's sides: the mean of a two-convolution path and of a pooled 1x1 path."""
 
     def __init__(self, in_planes: int, out_planes: int, *, flavor: Flavor | str = "torch") -> None:
         super().__init__()
@@ -200,6 +192,7 @@ class DownBlock(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
+        """[B, in_planes, H, W] -> [B, out_planes, H/2, W/2]; H and W even."""
         return (self.main(x) + self.direct(x)) / 2
 
 
@@ -207,7 +200,8 @@ class SamePadConv2d(nn.Conv2d):
     """For 3x3 kernels of stride 2: pads 0 before and 1 after, as TensorFlow's "same" does for even sizes."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return super().forward(F.pad(x, (0, 1, 0, 1)))
+        """[B, C, H, W] -> [B, C', H/2, W/2]; H and W even."""
+        return super().forward(functional.pad(x, (0, 1, 0, 1)))
 
 
 def _batch_norm(channels: int, flavor: Flavor) -> nn.BatchNorm2d:

@@ -1,8 +1,8 @@
 """LadaGAN's linear additive attention as a module (arXiv 2401.09596)."""
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn import functional
 
 from lada_kernels.ops import additive_attention, additive_pool, gated_product
 
@@ -46,9 +46,7 @@ class LadaAttention(nn.Module):
         self.q_attn = nn.Linear(dim, heads)
         self.to_out = nn.Linear(dim, dim)
 
-    def forward(
-        self, x: Tensor, *, mask: Tensor | None = None, return_weights: bool = False
-    ) -> Tensor | tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor, *, mask: Tensor | None = None, return_weights: bool = False) -> Tensor | tuple[Tensor, Tensor]:
         """Attend over the tokens of ``x``.
 
         Args:
@@ -79,9 +77,7 @@ class LadaAttention(nn.Module):
         if x.dtype != score_weight.dtype and torch.is_autocast_enabled(x.device.type):
             # The projection would narrow x anyway; done here, the pooling reads the narrow copy too.
             x = x.to(score_weight.dtype)
-        pooled = additive_pool(
-            x, score_weight, per_head=False, scale=self.scale, mask=mask, return_weights=return_weights
-        )
+        pooled = additive_pool(x, score_weight, per_head=False, scale=self.scale, mask=mask, return_weights=return_weights)
         if return_weights:
             pooled, weights = pooled
         # Heads lead, so that one batched product applies each head's rows of W_q to that head's pooled x.
@@ -91,19 +87,16 @@ class LadaAttention(nn.Module):
         if mask is not None:
             # Without any token alpha sums to zero, not one, and takes b_q with it.
             g = g.masked_fill(~mask.any(dim=1, keepdim=True), 0)
-        k, v = F.linear(x, w_kv, b_kv).chunk(2, dim=-1)  # [B, N, D] each, read in place by the op
+        k, v = functional.linear(x, w_kv, b_kv).chunk(2, dim=-1)  # [B, N, D] each, read in place by the op
         out = gated_product(g, k, v)
         return (out, weights) if return_weights else out
 
-    def _unfolded(
-        self, x: Tensor, mask: Tensor | None, return_weights: bool
-    ) -> Tensor | tuple[Tensor, Tensor]:
+    def _unfolded(self, x: Tensor, mask: Tensor | None, return_weights: bool) -> Tensor | tuple[Tensor, Tensor]:
         q, k, v = self.to_qkv(x).chunk(3, dim=-1)  # [B, N, D] each, read in place by the op
         # alpha=0 keeps the bias in the graph without effect, as in _folded.
         score_weight = torch.add(self.q_attn.weight, self.q_attn.bias[:, None], alpha=0)  # [H, D]
-        return additive_attention(
-            q, k, v, score_weight, scale=self.scale, mask=mask, return_weights=return_weights
-        )
+        return additive_attention(q, k, v, score_weight, scale=self.scale, mask=mask, return_weights=return_weights)
 
     def extra_repr(self) -> str:
+        """What `print` shows."""
         return f"dim={self.dim}, heads={self.heads}, fold_query={self.fold_query}"

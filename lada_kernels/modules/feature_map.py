@@ -35,6 +35,7 @@ class OnFeatureMap(nn.Module):
         self.module = module
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor | tuple[Any, ...]:
+        """Apply the module to x [B, C, H, W]; see the class."""
         if x.dim() != 4:
             raise ValueError(f"x must be a feature map [B, C, H, W], got {list(x.shape)}")
         height, width = x.shape[2:]

@@ -43,9 +43,7 @@ class Ladaformer(nn.Module):
         self.ln_2 = nn.LayerNorm(dim, eps=ln_eps)
         self.mlp = _mlp(dim, mlp_dim)
 
-    def forward(
-        self, x: Tensor, *, mask: Tensor | None = None, return_weights: bool = False
-    ) -> Tensor | tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor, *, mask: Tensor | None = None, return_weights: bool = False) -> Tensor | tuple[Tensor, Tensor]:
         """[B, N, dim] -> [B, N, dim]; ``mask`` and ``return_weights`` as in ``LadaAttention.forward``."""
         attended = self.attn(self.ln_1(x), mask=mask, return_weights=return_weights)
         if return_weights:
@@ -97,7 +95,7 @@ class SMLadaformer(nn.Module):
         mask: Tensor | None = None,
         return_weights: bool = False,
     ) -> Tensor | tuple[Tensor, Tensor]:
-        """x [B, N, dim], z [B, cond_dim] -> [B, N, dim].
+        """Map x [B, N, dim] under z [B, cond_dim] to [B, N, dim].
 
         The official calling convention, one pair ``[x, z]`` in place of x, works as well.
         ``mask`` and ``return_weights`` as in ``LadaAttention.forward``.

@@ -50,7 +50,7 @@ class SelfModulatedLayerNorm(nn.Module):
         self.mlp_beta = nn.Linear(dim, dim)
 
     def forward(self, x: Tensor | Sequence[Tensor], z: Tensor | None = None) -> Tensor:
-        """x [B, N, dim], z [B, cond_dim] (or [B, ...] of as many values) -> [B, N, dim].
+        """Map x [B, N, dim] under z [B, cond_dim], or [B, ...] of as many values, to [B, N, dim].
 
         The official calling convention, one pair ``[x, z]`` in place of x, works as well.
         """
@@ -69,4 +69,5 @@ class SelfModulatedLayerNorm(nn.Module):
         return modulated_layer_norm(x, gamma, beta, self.eps)
 
     def extra_repr(self) -> str:
+        """What `print` shows."""
         return f"dim={self.dim}, cond_dim={self.cond_dim}, eps={self.eps}, gamma_offset={self.gamma_offset}"

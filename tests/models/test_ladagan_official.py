@@ -4,8 +4,8 @@ import copy
 
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import nn
+from torch.nn import functional
 
 from lada_kernels.models.ladagan import Discriminator, Generator
 from lada_kernels.modules import LadaAttention
@@ -90,9 +90,7 @@ DISCRIMINATOR_KEYS = {
 }
 
 
-@pytest.mark.parametrize(
-    ("model", "keys", "count"), [(Generator, GENERATOR_KEYS, 76), (Discriminator, DISCRIMINATOR_KEYS, 56)]
-)
+@pytest.mark.parametrize(("model", "keys", "count"), [(Generator, GENERATOR_KEYS, 76), (Discriminator, DISCRIMINATOR_KEYS, 56)])
 def test_state_dict_is_the_official_one(model, keys, count):
     with torch.device("meta"):
         state = model().state_dict()
@@ -208,7 +206,7 @@ def test_official_training_procedure(backend, fold_query, flavor):
         logits_fake = discriminator(generator(torch.randn(4, 8)).detach())
         (slope,) = torch.autograd.grad(logits_real.sum(), real, create_graph=True)
         penalty = slope.pow(2).reshape(4, -1).sum(1).mean()
-        d_loss = F.softplus(-logits_real).mean() + F.softplus(logits_fake).mean() + 0.01 * penalty
+        d_loss = functional.softplus(-logits_real).mean() + functional.softplus(logits_fake).mean() + 0.01 * penalty
         discriminator.zero_grad()
         d_loss.backward()
         assert mean_gradient_norm(discriminator).isfinite()
@@ -216,7 +214,7 @@ def test_official_training_procedure(backend, fold_query, flavor):
 
         generator.requires_grad_(True)
         discriminator.requires_grad_(False)
-        g_loss = F.softplus(-discriminator(generator(torch.randn(4, 8)))).mean()
+        g_loss = functional.softplus(-discriminator(generator(torch.randn(4, 8)))).mean()
         generator.zero_grad()
         g_loss.backward()
         assert mean_gradient_norm(generator).isfinite()

@@ -5,8 +5,8 @@ from dataclasses import replace
 
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import nn
+from torch.nn import functional
 
 from lada_kernels.models.flavor import FLAVORS, init_weights
 from lada_kernels.models.ladagan import Discriminator, DownBlock, Generator
@@ -61,7 +61,7 @@ def test_folding_changes_nothing_at_three_orders(backend):
         images = generator(z)
         logits = discriminator(images)
         (slope,) = torch.autograd.grad(logits.sum(), images, create_graph=True)
-        loss = F.softplus(logits).mean() + slope.square().sum((1, 2, 3)).mean()
+        loss = functional.softplus(logits).mean() + slope.square().sum((1, 2, 3)).mean()
         parameters = [*generator.parameters(), *discriminator.parameters()]
         results.append([images, logits, slope, *torch.autograd.grad(loss, parameters)])
     for folded, unfolded in zip(*results, strict=True):
@@ -91,7 +91,7 @@ def test_autocast_trains(backend):
     with torch.autocast("cpu", torch.bfloat16):
         images = generator(torch.randn(2, 8))
         logits = discriminator(images)
-    F.softplus(-logits.float()).mean().backward()
+    functional.softplus(-logits.float()).mean().backward()
     assert images.dtype == logits.dtype == torch.bfloat16
     for parameter in (*generator.parameters(), *discriminator.parameters()):
         assert parameter.grad.isfinite().all()
@@ -155,9 +155,7 @@ def test_same_seed_same_model():
 def test_flavors_set_the_conventions(flavor, bn_eps, bn_momentum, ln_eps, padding):
     generator = small_generator(64, decoder_dim=(8,), flavor=flavor)
     discriminator = small_discriminator(64, flavor=flavor)
-    norms = [
-        m for model in (generator, discriminator) for m in model.modules() if isinstance(m, nn.BatchNorm2d)
-    ]
+    norms = [m for model in (generator, discriminator) for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
     assert len(norms) == 1 + 2 * 3
     assert {(m.eps, m.momentum) for m in norms} == {(bn_eps, bn_momentum)}
     assert discriminator.block_256.ln_1.eps == discriminator.block_256.ln_2.eps == ln_eps
@@ -166,9 +164,7 @@ def test_flavors_set_the_conventions(flavor, bn_eps, bn_momentum, ln_eps, paddin
 
 
 def test_flavors_have_the_same_keys():
-    assert list(small_discriminator(64).state_dict()) == list(
-        small_discriminator(64, flavor="tf").state_dict()
-    )
+    assert list(small_discriminator(64).state_dict()) == list(small_discriminator(64, flavor="tf").state_dict())
 
 
 def test_a_flavor_of_one_s_own():

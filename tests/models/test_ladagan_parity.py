@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
+from torch.nn import functional
 
 from lada_kernels.models.ladagan import Discriminator, Generator
 
@@ -22,9 +22,9 @@ R1_COEFFICIENT = 0.01
 
 def load(size):
     with np.load(GOLDEN / f"ladagan_{size}.npz") as archive:
-        return {
-            name: torch.from_numpy(np.asarray(archive[name])) for name in archive.files if name != "config"
-        }, (ast.literal_eval(str(archive["config"])))
+        return {name: torch.from_numpy(np.asarray(archive[name])) for name in archive.files if name != "config"}, (
+            ast.literal_eval(str(archive["config"]))
+        )
 
 
 def section(golden, prefix):
@@ -40,9 +40,7 @@ def build(golden, config, fold_query):
         config["mlp_dim"],
         fold_query=fold_query,
     )
-    discriminator = Discriminator(
-        config["enc"], config["out"], config["dheads"], config["dmlp"], fold_query=fold_query
-    )
+    discriminator = Discriminator(config["enc"], config["out"], config["dheads"], config["dmlp"], fold_query=fold_query)
     for model, prefix in ((generator, "G/"), (discriminator, "D/")):
         weights = section(golden, prefix)
         assert list(model.state_dict()) == list(weights)
@@ -78,10 +76,10 @@ def test_training_step_matches_official_code(backend, size, fold_query):
     logits_fake = discriminator(fake.detach())
     (slope,) = torch.autograd.grad(logits_real.sum(), real, create_graph=True)
     r1_penalty = slope.square().sum((1, 2, 3)).mean()
-    d_loss = F.softplus(-logits_real).mean() + F.softplus(logits_fake).mean() + R1_COEFFICIENT * r1_penalty
+    d_loss = functional.softplus(-logits_real).mean() + functional.softplus(logits_fake).mean() + R1_COEFFICIENT * r1_penalty
     d_loss.backward()
     discriminator.requires_grad_(False)
-    g_loss = F.softplus(-discriminator(fake)).mean()
+    g_loss = functional.softplus(-discriminator(fake)).mean()
     g_loss.backward()
 
     outputs = {

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-import torch.nn.functional as F
+from torch.nn import functional
 
 from lada_kernels.modules import LadaAttention, Ladaformer, OnFeatureMap, SelfModulatedLayerNorm, SMLadaformer
 from lada_kernels.modules.feature_map import to_feature_map, to_tokens
@@ -16,9 +16,9 @@ def inputs(batch=2, tokens=5, dim=8, cond_dim=6):
 
 
 def modulated(norm, x, z, eps=1e-6, gamma_offset=0.0):
-    condition = F.relu(F.linear(z, norm.h[0].weight, norm.h[0].bias))
+    condition = functional.relu(functional.linear(z, norm.h[0].weight, norm.h[0].bias))
     gamma = norm.mlp_gamma(condition) + gamma_offset
-    return F.layer_norm(x, x.shape[-1:], eps=eps) * gamma[:, None] + norm.mlp_beta(condition)[:, None]
+    return functional.layer_norm(x, x.shape[-1:], eps=eps) * gamma[:, None] + norm.mlp_beta(condition)[:, None]
 
 
 @pytest.mark.parametrize("options", [{}, {"eps": 0.1}, {"gamma_offset": 1.0}])
@@ -77,8 +77,8 @@ def test_self_modulated_block_has_one_residual(backend):
 def test_plain_block_has_two_residuals(backend, eps):
     x, _ = inputs()
     block = Ladaformer(5, 8, 2, 16, ln_eps=eps).double()
-    a = block.attn(F.layer_norm(x, (8,), eps=eps)) + x
-    expected = block.mlp(F.layer_norm(a, (8,), eps=eps)) + a
+    a = block.attn(functional.layer_norm(x, (8,), eps=eps)) + x
+    expected = block.mlp(functional.layer_norm(a, (8,), eps=eps)) + a
     torch.testing.assert_close(block(x), expected, rtol=1e-12, atol=1e-12)
 
 

@@ -75,9 +75,21 @@ class _Attention(Function):
 
 
 class _AttentionBackward(Function):
+    # Every parameter is named: torch.compile counts them to tell whether a forward takes ctx.
     @staticmethod
-    def forward(needs: tuple[bool, ...], *args: Any) -> tuple[Tensor | None, ...]:
-        *grads, grad_pooled = _backward(needs, *args)
+    def forward(
+        needs: tuple[bool, ...],
+        grad: Tensor,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        weight: Tensor,
+        mask: Tensor | None,
+        pooled: Tensor,
+        lse: Tensor,
+        scale: float,
+    ) -> tuple[Tensor | None, ...]:
+        *grads, grad_pooled = _backward(needs, grad, q, k, v, weight, mask, pooled, lse, scale)
         return *library.only(needs, grads), grad_pooled
 
     @staticmethod

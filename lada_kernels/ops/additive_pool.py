@@ -80,9 +80,20 @@ class _Pool(Function):
 
 
 class _PoolBackward(Function):
+    # Every parameter is named: torch.compile counts them to tell whether a forward takes ctx.
     @staticmethod
-    def forward(needs: tuple[bool, bool], *args: Any) -> tuple[Tensor | None, ...]:
-        return library.only(needs, _backward(needs, *args))
+    def forward(
+        needs: tuple[bool, bool],
+        grad: Tensor,
+        x: Tensor,
+        weight: Tensor,
+        mask: Tensor | None,
+        pooled: Tensor,
+        lse: Tensor,
+        scale: float,
+        per_head: bool,
+    ) -> tuple[Tensor | None, ...]:
+        return library.only(needs, _backward(needs, grad, x, weight, mask, pooled, lse, scale, per_head))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple, output: tuple) -> None:

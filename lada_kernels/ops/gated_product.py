@@ -48,9 +48,10 @@ class _Gate(Function):
 
 
 class _GateBackward(Function):
+    # Every parameter is named: torch.compile counts them to tell whether a forward takes ctx.
     @staticmethod
-    def forward(needs: tuple[bool, ...], *args: Tensor) -> tuple[Tensor | None, ...]:
-        return library.only(needs, _backward(needs, *args))
+    def forward(needs: tuple[bool, ...], grad: Tensor, g: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor | None, ...]:
+        return library.only(needs, _backward(needs, grad, g, k, v))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple, output: tuple) -> None:

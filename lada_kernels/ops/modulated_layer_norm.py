@@ -57,9 +57,12 @@ class _Norm(Function):
 
 
 class _NormBackward(Function):
+    # Every parameter is named: torch.compile counts them to tell whether a forward takes ctx.
     @staticmethod
-    def forward(needs: tuple[bool, ...], *args: Tensor) -> tuple[Tensor | None, ...]:
-        return library.only(needs, _backward(needs, *args))
+    def forward(
+        needs: tuple[bool, ...], grad: Tensor, x: Tensor, gamma: Tensor, mean: Tensor, rstd: Tensor
+    ) -> tuple[Tensor | None, ...]:
+        return library.only(needs, _backward(needs, grad, x, gamma, mean, rstd))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple, output: tuple) -> None:

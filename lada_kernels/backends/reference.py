@@ -1,6 +1,9 @@
 """The reference as a backend: plain torch, on any device and in any floating-point dtype."""
 
+from typing import Any
+
 import torch
+from torch import Tensor
 
 from .. import reference
 
@@ -20,10 +23,23 @@ class kernels:  # noqa: N801 - called like the other backends' function of this 
 
     def __init__(self, op: str) -> None:
         self._op = getattr(reference, op)
-        self.forward = self._op.forward
 
-    def backward(self, needs: list[bool], *args: object) -> object:
-        return self._op.backward(*args)
+    def forward(self, *args: Any) -> Any:
+        device = args[0].device.type
+        if not torch.amp.is_autocast_available(device):
+            return _dense(self._op.forward(*args))
+        with torch.autocast(device, enabled=False):  # its sums are in float32 because they need it
+            return _dense(self._op.forward(*args))
 
-    def double_backward(self, needs: list[bool], *args: object) -> object:
-        return self._op.double_backward(*args)
+    def backward(self, needs: list[bool], *args: Any) -> Any:
+        return _dense(self._op.backward(*args))
+
+    def double_backward(self, needs: list[bool], *args: Any) -> Any:
+        return _dense(self._op.double_backward(*args))
+
+
+def _dense(results: Any) -> Any:
+    """As every backend's results are: torch's elementwise operations keep the strides of their arguments."""
+    if isinstance(results, Tensor):
+        return results.contiguous()
+    return tuple([None if result is None else result.contiguous() for result in results])

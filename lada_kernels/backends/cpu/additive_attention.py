@@ -1,0 +1,109 @@
+"""additive_attention by csrc/cpu/additive_attention.cpp."""
+
+from torch import Tensor
+
+from ...native import native
+from ...reference.precision import accumulate_dtype
+from .additive_pool import operands, pool
+from .arguments import address, dense_like, narrowed, readable, readable_or_none, shape, tokens, wide, wide_like
+
+
+def forward(
+    q: Tensor, k: Tensor, v: Tensor, weight: Tensor, mask: Tensor | None, scale: float, return_weights: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    """As `lada_kernels.reference.additive_attention.forward`."""
+    q, weight, mask = operands(q, weight, mask)
+    k, v = readable(k), readable(v)
+    (batch, count, channels), heads, dtype = q.shape, weight.shape[0], accumulate_dtype(q.dtype)
+    out = dense_like(q)
+    pooled = q.new_empty((batch, heads, channels // heads), dtype=dtype)
+    lse = q.new_empty((batch, heads), dtype=dtype)
+    alpha = q.new_empty((batch, heads, count), dtype=dtype) if return_weights else None
+    native.additive_attention_forward(
+        shape(q, heads),
+        pool(q, weight, mask, pooled, lse, scale, True),
+        address(alpha),
+        tokens(k),
+        tokens(v),
+        tokens(out),
+    )
+    return out, pooled, lse, alpha
+
+
+def backward(
+    needs: list[bool],
+    grad: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    weight: Tensor,
+    mask: Tensor | None,
+    pooled: Tensor,
+    lse: Tensor,
+    scale: float,
+) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None, Tensor]:
+    """As `lada_kernels.reference.additive_attention.backward`."""
+    weight_dtype = weight.dtype
+    q, weight, mask = operands(q, weight, mask)
+    grad, k, v = readable(grad), readable(k), readable(v)
+    grad_q, grad_k, grad_v = dense_like(q, needs[0]), dense_like(k, needs[1]), dense_like(v, needs[2])
+    grad_weight, grad_pooled = wide_like(weight, q, needs[3]), dense_like(pooled)
+    native.additive_attention_backward(
+        shape(q, weight.shape[0]),
+        pool(q, weight, mask, pooled, lse, scale, True),
+        tokens(grad),
+        tokens(k),
+        tokens(v),
+        tokens(grad_q),
+        tokens(grad_k),
+        tokens(grad_v),
+        address(grad_pooled),
+        address(grad_weight),
+    )
+    return grad_q, grad_k, grad_v, narrowed(grad_weight, weight_dtype), grad_pooled
+
+
+def double_backward(
+    needs: list[bool],
+    cot_q: Tensor | None,
+    cot_k: Tensor | None,
+    cot_v: Tensor | None,
+    cot_weight: Tensor | None,
+    grad: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    weight: Tensor,
+    mask: Tensor | None,
+    pooled: Tensor,
+    lse: Tensor,
+    grad_pooled: Tensor,
+    scale: float,
+) -> tuple[Tensor | None, ...]:
+    """As `lada_kernels.reference.additive_attention.double_backward`."""
+    weight_dtype = weight.dtype
+    q, weight, mask = operands(q, weight, mask)
+    grad, k, v = readable(grad), readable(k), readable(v)
+    cot_q, cot_k, cot_v = readable_or_none(cot_q), readable_or_none(cot_k), readable_or_none(cot_v)
+    cot_weight = wide(cot_weight, q)
+    out_grad, out_q = dense_like(grad, needs[0]), dense_like(q, needs[1])
+    out_k, out_v = dense_like(k, needs[2]), dense_like(v, needs[3])
+    out_weight = wide_like(weight, q, needs[4])
+    native.additive_attention_double_backward(
+        shape(q, weight.shape[0]),
+        pool(q, weight, mask, pooled, lse, scale, True),
+        tokens(grad),
+        tokens(k),
+        tokens(v),
+        address(grad_pooled),
+        tokens(cot_q),
+        tokens(cot_k),
+        tokens(cot_v),
+        address(cot_weight),
+        tokens(out_grad),
+        tokens(out_q),
+        tokens(out_k),
+        tokens(out_v),
+        address(out_weight),
+    )
+    return out_grad, out_q, out_k, out_v, narrowed(out_weight, weight_dtype)

@@ -1,0 +1,89 @@
+"""additive_pool by csrc/cpu/additive_pool.cpp."""
+
+from torch import Tensor
+
+from ...native import native
+from ...reference.precision import accumulate_dtype
+from .arguments import address, dense_like, narrowed, readable, readable_or_none, shape, tokens, wide, wide_like
+
+
+def forward(
+    x: Tensor, weight: Tensor, mask: Tensor | None, scale: float, per_head: bool, return_weights: bool
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """As `lada_kernels.reference.additive_pool.forward`."""
+    x, weight, mask = operands(x, weight, mask)
+    (batch, count, channels), heads, dtype = x.shape, weight.shape[0], accumulate_dtype(x.dtype)
+    pooled = x.new_empty((batch, heads, channels // heads if per_head else channels), dtype=dtype)
+    lse = x.new_empty((batch, heads), dtype=dtype)
+    alpha = x.new_empty((batch, heads, count), dtype=dtype) if return_weights else None
+    native.additive_pool_forward(shape(x, heads), pool(x, weight, mask, pooled, lse, scale, per_head), address(alpha))
+    return pooled, lse, alpha
+
+
+def backward(
+    needs: list[bool],
+    grad: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    mask: Tensor | None,
+    pooled: Tensor,
+    lse: Tensor,
+    scale: float,
+    per_head: bool,
+) -> tuple[Tensor | None, Tensor | None]:
+    """As `lada_kernels.reference.additive_pool.backward`."""
+    weight_dtype = weight.dtype
+    x, weight, mask = operands(x, weight, mask)
+    grad = wide(grad, x)
+    grad_x, grad_weight = dense_like(x, needs[0]), wide_like(weight, x, needs[1])
+    native.additive_pool_backward(
+        shape(x, weight.shape[0]),
+        pool(x, weight, mask, pooled, lse, scale, per_head),
+        address(grad),
+        tokens(grad_x),
+        address(grad_weight),
+    )
+    return grad_x, narrowed(grad_weight, weight_dtype)
+
+
+def double_backward(
+    needs: list[bool],
+    cot_x: Tensor | None,
+    cot_weight: Tensor | None,
+    grad: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    mask: Tensor | None,
+    pooled: Tensor,
+    lse: Tensor,
+    scale: float,
+    per_head: bool,
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """As `lada_kernels.reference.additive_pool.double_backward`."""
+    grad_dtype, weight_dtype = grad.dtype, weight.dtype
+    x, weight, mask = operands(x, weight, mask)
+    grad, cot_x, cot_weight = wide(grad, x), readable_or_none(cot_x), wide(cot_weight, x)
+    out_grad, out_x, out_weight = wide_like(grad, x), dense_like(x, needs[1]), wide_like(weight, x, needs[2])
+    native.additive_pool_double_backward(
+        shape(x, weight.shape[0]),
+        pool(x, weight, mask, pooled, lse, scale, per_head),
+        address(grad),
+        tokens(cot_x),
+        address(cot_weight),
+        address(out_grad),
+        tokens(out_x),
+        address(out_weight),
+    )
+    return narrowed(out_grad, grad_dtype), out_x, narrowed(out_weight, weight_dtype)
+
+
+def operands(x: Tensor, weight: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
+    """x, weight and mask in the layouts that the kernels read."""
+    return readable(x), wide(weight, x), None if mask is None else mask.contiguous()
+
+
+def pool(
+    x: Tensor, weight: Tensor, mask: Tensor | None, pooled: Tensor, lse: Tensor, scale: float, per_head: bool
+) -> tuple[tuple[int, int, int], int, int, int, int, float, bool]:
+    """`Pool` of csrc/lada.h."""
+    return tokens(x), address(weight), address(mask), address(pooled), address(lse), scale, per_head

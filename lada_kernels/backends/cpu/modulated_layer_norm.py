@@ -1,0 +1,73 @@
+"""modulated_layer_norm by csrc/cpu/modulated_layer_norm.cpp."""
+
+from torch import Tensor
+
+from ...native import native
+from ...reference.precision import accumulate_dtype
+from .arguments import address, dense_like, narrowed, readable, readable_or_none, shape, tokens, wide, wide_like
+
+
+def forward(x: Tensor, gamma: Tensor, beta: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+    """As `lada_kernels.reference.modulated_layer_norm.forward`."""
+    x, gamma, beta = readable(x), wide(gamma, x), wide(beta, x)
+    out = dense_like(x)
+    mean = x.new_empty(x.shape[:2], dtype=accumulate_dtype(x.dtype))
+    rstd = dense_like(mean)
+    native.modulated_layer_norm_forward(
+        shape(x), eps, tokens(x), address(gamma), address(beta), tokens(out), address(mean), address(rstd)
+    )
+    return out, mean, rstd
+
+
+def backward(
+    needs: list[bool], grad: Tensor, x: Tensor, gamma: Tensor, mean: Tensor, rstd: Tensor
+) -> tuple[Tensor | None, Tensor, Tensor]:
+    """As `lada_kernels.reference.modulated_layer_norm.backward`."""
+    gamma_dtype = gamma.dtype
+    grad, x, gamma = readable(grad), readable(x), wide(gamma, x)
+    grad_x, grad_gamma, grad_beta = dense_like(x, needs[0]), wide_like(gamma, x), wide_like(gamma, x)
+    native.modulated_layer_norm_backward(
+        shape(x),
+        tokens(grad),
+        tokens(x),
+        address(gamma),
+        address(mean),
+        address(rstd),
+        tokens(grad_x),
+        address(grad_gamma),
+        address(grad_beta),
+    )
+    return grad_x, narrowed(grad_gamma, gamma_dtype), narrowed(grad_beta, gamma_dtype)
+
+
+def double_backward(
+    needs: list[bool],
+    cot_x: Tensor | None,
+    cot_gamma: Tensor | None,
+    cot_beta: Tensor | None,
+    grad: Tensor,
+    x: Tensor,
+    gamma: Tensor,
+    mean: Tensor,
+    rstd: Tensor,
+) -> tuple[Tensor | None, Tensor | None, Tensor]:
+    """As `lada_kernels.reference.modulated_layer_norm.double_backward`."""
+    gamma_dtype = gamma.dtype
+    grad, x, gamma = readable(grad), readable(x), wide(gamma, x)
+    cot_x, cot_gamma, cot_beta = readable_or_none(cot_x), wide(cot_gamma, x), wide(cot_beta, x)
+    out_grad, out_x, out_gamma = dense_like(grad, needs[0]), dense_like(x, needs[1]), wide_like(gamma, x)
+    native.modulated_layer_norm_double_backward(
+        shape(x),
+        tokens(grad),
+        tokens(x),
+        address(gamma),
+        address(mean),
+        address(rstd),
+        tokens(cot_x),
+        address(cot_gamma),
+        address(cot_beta),
+        tokens(out_grad),
+        tokens(out_x),
+        address(out_gamma),
+    )
+    return out_grad, out_x, narrowed(out_gamma, gamma_dtype)

@@ -1,7 +1,7 @@
 """What every op is judged by: shapes, dtypes, layouts, the independent truth in float64, and the one table of tolerances."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -11,8 +11,6 @@ from torch import Tensor
 
 import lada_kernels
 from lada_kernels import backends
-
-# --- who computes, and where -----------------------------------------------------------------------------------------------
 
 # The device on which each backend is tested. A backend that is missing here fails tests/backends.
 DEVICES = {"reference": "cpu", "cpu": "cpu"}
@@ -24,8 +22,6 @@ def _target(name: str) -> Any:
 
 
 TARGETS = [_target(name) for name in backends.available()]
-
-# --- dtypes and tolerances -------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -72,7 +68,8 @@ def assert_accurate(
     """Hold `out` against the float64 `truth`, by norm and by element, at the tolerance of its dtype.
 
     `roundings`: how often a value was rounded to its dtype on the way. `condition`: by how much the problem magnifies a
-    relative error in what it accumulates (see `Op.condition`). `floor`: the size of terms that cancel where the truth is zero, as softmax over one token.
+    relative error in what it accumulates (see `Op.condition`). `floor`: the size of terms that cancel where the truth is
+    zero, as with softmax over one token.
     """
     truth = truth.double()
     assert out.shape == truth.shape, f"{label}: shape {list(out.shape)}, expected {list(truth.shape)}"
@@ -87,15 +84,12 @@ def assert_accurate(
     bound = (roundings * tolerance.norm + extra) * rms + absolute
     measured = error.square().mean().sqrt()
     assert measured <= bound, f"{label}: rms error {measured:.3g} above {bound:.3g} (rms of the truth {rms:.3g})"
-    worst = error / ((roundings * tolerance.element + extra) * (truth.abs() + row_rms) + 8 * absolute).clamp_min(1e-300)
+    worst = error / ((roundings * tolerance.element + 10 * extra) * (truth.abs() + row_rms) + 8 * absolute).clamp_min(1e-300)
     assert worst.max() <= 1, f"{label}: an element off by {worst.max():.3g} times its bound at {_where(worst)}"
 
 
 def _where(worst: Tensor) -> list[int]:
     return [int(index) for index in torch.unravel_index(worst.argmax(), worst.shape)]
-
-
-# --- shapes, masks, layouts ------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -116,11 +110,6 @@ class Problem:
         parts += [] if self.scale is None else [f"scale{self.scale}"]
         parts += [] if self.mask is None else [self.mask]
         return "-".join(parts)
-
-    @property
-    def floor(self) -> float:
-        """The size of what cancels inside a derivative: α_n times inner products over D unit normals, for α_n = 1/N."""
-        return self.channels**0.5 * self.heads**0.5 / self.tokens
 
 
 SHAPES = (
@@ -170,9 +159,6 @@ LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
 
 def lay_out(x: Tensor, layout: str) -> Tensor:
     return LAYOUTS[layout](x) if x.dim() == 3 else LAYOUTS[layout](x[None])[0]
-
-
-# --- the ops and their truth, straight from the equations ------------------------------------------------------------------
 
 
 def true_pool(x: Tensor, w: Tensor, *, per_head: bool = True, scale: float | None = None, mask: Tensor | None = None) -> Tensor:
@@ -231,13 +217,18 @@ class Op:
         mask = problem.mask and MASKS[problem.mask](problem.batch, problem.tokens).to(device)
         return {"scale": problem.scale, "mask": mask} | ({"per_head": problem.per_head} if self is POOL else {})
 
-    def condition(self, inputs: Sequence[Tensor], *, scale: float | None = None, **_: Any) -> float:
-        """The largest logit: a score s is known to |s| units of roundoff, and α moves as much. 0 without a softmax."""
-        if not self.pools or not inputs[0].shape[0]:
+    def condition(self, inputs: Sequence[Tensor], *, scale: float | None = None, eps: float = 1e-6, **_: Any) -> float:
+        """By how much a rounding error in a sum is magnified.
+
+        The largest logit (a score s is known to |s| units of roundoff, and α moves as much), or the largest mean of a token
+        in standard deviations (known to |mean| units, and what remains is divided by the deviation).
+        """
+        if not inputs[0].numel() or self is GATE:
             return 0.0
         x, w = inputs[0].detach().double(), inputs[-1].detach().double()
-        scores = (x @ w.T) * ((w.shape[0] / w.shape[1]) ** 0.5 if scale is None else scale)
-        return scores.nan_to_num().abs().max().item()
+        if self.pools:
+            return (x @ w.T * ((w.shape[0] / w.shape[1]) ** 0.5 if scale is None else scale)).nan_to_num().abs().max().item()
+        return (x.mean(-1).abs() / (x.var(-1, correction=0) + eps).sqrt()).max().item()
 
 
 POOL = Op("additive_pool", ("x", "score_weight"), ("tokens", "weight"), true_pool, True)
@@ -245,9 +236,6 @@ GATE = Op("gated_product", ("g", "k", "v"), ("row", "tokens", "tokens"), true_ga
 ATTENTION = Op("additive_attention", ("q", "k", "v", "score_weight"), ("tokens",) * 3 + ("weight",), true_attention, True)
 NORM = Op("modulated_layer_norm", ("x", "gamma", "beta"), ("tokens", "row", "row"), true_norm, False)
 OPS = (POOL, GATE, ATTENTION, NORM)
-
-
-# --- inputs and orders -----------------------------------------------------------------------------------------------------
 
 
 def noise(shape: Sequence[int], seed: int, dtype: torch.dtype = torch.float64, device: str = "cpu") -> Tensor:
@@ -296,7 +284,9 @@ def three_orders(
     return results | {"second of grad": second[0], **{f"second {i}": x for i, x in enumerate(second[1:])}}
 
 
-def true_orders(op: Op, inputs: Sequence[Tensor], grad: Tensor, cotangents: Sequence[Tensor], **options: Any) -> dict[str, Tensor]:
+def true_orders(
+    op: Op, inputs: Sequence[Tensor], grad: Tensor, cotangents: Sequence[Tensor], **options: Any
+) -> dict[str, Tensor]:
     """`three_orders` of the op's truth, on the CPU in float64."""
     options = {name: option.cpu() if isinstance(option, Tensor) else option for name, option in options.items()}
     function = partial(op.truth, **options)
@@ -310,6 +300,19 @@ def assert_orders(got: dict[str, Tensor], truth: dict[str, Tensor], inputs: Sequ
             x = inputs[int(label.split()[-1])]
             assert (out.dtype, out.device) == (x.dtype, x.device), f"{label}: {out.dtype} on {out.device}"
         assert_accurate(out.cpu(), truth[label], label, **bounds)
+
+
+def cancelling(op: Op, problem: Problem, *layouts: str) -> float:
+    """The size of what cancels where the truth is zero: 0 in most problems.
+
+    Over equal tokens nothing moves the softmax, and inner products of D unit normals cancel; over equal channels nothing
+    is left of a token once its mean is taken off.
+    """
+    if op.pools and (problem.tokens == 1 or problem.mask == "one_live" or {"expanded_tokens", "expanded_scalar"} & {*layouts}):
+        return (problem.channels * problem.heads) ** 0.5
+    if op is NORM and (problem.channels == 1 or {"expanded_channels", "expanded_scalar"} & {*layouts}):
+        return problem.tokens**0.5
+    return 0.0
 
 
 def judge(
@@ -326,13 +329,19 @@ def judge(
     inputs = make_inputs(op, problem, dtype, device, layout, wide_parameters)
     grad, cotangents = make_cotangents(op, problem, inputs, grad_layout)
     options = op.options(problem, device)
+    if op is NORM and layout in ("expanded_channels", "expanded_scalar"):
+        options["eps"] = 1.0  # the variance is zero: a default eps would divide rounding errors by 10^-6
+    floor = cancelling(op, problem, layout, grad_layout)
+    judge_inputs(op, inputs, grad, cotangents, floor=floor, **options)
+
+
+def judge_inputs(
+    op: Op, inputs: Sequence[Tensor], grad: Tensor, cotangents: Sequence[Tensor], *, floor: float = 0.0, **options: Any
+) -> None:
+    """Likewise, for these tensors and options of the op; and no argument may be written to."""
     before = [x.detach().clone() for x in (*inputs, grad, *cotangents)]
     got = three_orders(partial(op, **options), inputs, grad, cotangents)
     for x, kept in zip((*inputs, grad, *cotangents), before, strict=True):
-        assert torch.equal(x, kept), "an argument was written to"
-    bounds = {"condition": op.condition(inputs, **options), "floor": problem.floor}
-    assert_orders(got, true_orders(op, inputs, grad, cotangents, **options), inputs, **bounds)
-
-
-def with_masks(problem: Problem) -> list[Problem]:
-    return [replace(problem, mask=name) for name in MASKS]
+        assert torch.equal(x.detach().nan_to_num(), kept.nan_to_num()), "an argument was written to"
+    truth = true_orders(op, inputs, grad, cotangents, **options)
+    assert_orders(got, truth, inputs, condition=op.condition(inputs, **options), floor=floor)

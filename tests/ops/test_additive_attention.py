@@ -1,6 +1,5 @@
 import pytest
-import torch
-from problems import DTYPES, ATTENTION, LAYOUTS, SHAPES, judge
+from problems import ATTENTION, DTYPES, SHAPES, judge
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

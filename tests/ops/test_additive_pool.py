@@ -1,6 +1,5 @@
 import pytest
-import torch
-from problems import DTYPES, POOL, LAYOUTS, SHAPES, judge
+from problems import DTYPES, POOL, SHAPES, judge
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

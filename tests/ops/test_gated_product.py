@@ -1,6 +1,5 @@
 import pytest
-import torch
-from problems import DTYPES, GATE, LAYOUTS, SHAPES, judge
+from problems import DTYPES, GATE, SHAPES, judge
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

@@ -1,6 +1,5 @@
 import pytest
-import torch
-from problems import DTYPES, NORM, LAYOUTS, SHAPES, judge
+from problems import DTYPES, NORM, SHAPES, judge
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

@@ -1,5 +1,6 @@
 """The reference as a backend: plain torch, on any device and in any floating-point dtype."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -25,21 +26,25 @@ class kernels:  # noqa: N801 - called like the other backends' function of this 
         self._op = getattr(reference, op)
 
     def forward(self, *args: Any) -> Any:
-        device = args[0].device.type
-        if not torch.amp.is_autocast_available(device):
-            return _dense(self._op.forward(*args))
-        with torch.autocast(device, enabled=False):  # its sums are in float32 because they need it
-            return _dense(self._op.forward(*args))
+        return _run(self._op.forward, *args)
 
     def backward(self, needs: list[bool], *args: Any) -> Any:
-        return _dense(self._op.backward(*args))
+        return _run(self._op.backward, *args)
 
     def double_backward(self, needs: list[bool], *args: Any) -> Any:
-        return _dense(self._op.double_backward(*args))
+        return _run(self._op.double_backward, *args)
+
+
+def _run(function: Callable[..., Any], *args: Any) -> Any:
+    device = next(arg for arg in args if arg is not None).device.type
+    if not torch.amp.is_autocast_available(device):
+        return _dense(function(*args))
+    with torch.autocast(device, enabled=False):  # the sums are in float32 because they need it
+        return _dense(function(*args))
 
 
 def _dense(results: Any) -> Any:
-    """As every backend's results are: torch's elementwise operations keep the strides of their arguments."""
+    """Torch's elementwise operations keep the strides of their arguments; an op's results are dense."""
     if isinstance(results, Tensor):
         return results.contiguous()
     return tuple([None if result is None else result.contiguous() for result in results])

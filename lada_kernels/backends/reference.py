@@ -26,12 +26,15 @@ class kernels:  # noqa: N801 - called like the other backends' function of this 
         self._op = getattr(reference, op)
 
     def forward(self, *args: Any) -> Any:
+        """The reference's forward."""
         return _run(self._op.forward, *args)
 
     def backward(self, needs: list[bool], *args: Any) -> Any:
+        """The reference's backward."""
         return _run(self._op.backward, *args)
 
     def double_backward(self, needs: list[bool], *args: Any) -> Any:
+        """The reference's double backward."""
         return _run(self._op.double_backward, *args)
 
 

@@ -1,8 +1,83 @@
 import pytest
-from problems import DTYPES, GATE, SHAPES, judge
+import torch
+from problems import (
+    DTYPES,
+    GATE,
+    SHAPES,
+    Problem,
+    judge,
+    make_cotangents,
+    make_inputs,
+    noise,
+    three_orders,
+    true_orders,
+)
+from torch.library import opcheck
+
+from lada_kernels import gated_product
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("problem", SHAPES, ids=str)
 def test_orders(problem, dtype, backend, device):
     judge(GATE, problem, dtype, device)
+
+
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+def test_what_is_not_finite_propagates_and_stays_in_its_place(bad, backend, device):
+    problem = Problem(2, 9, 17)
+    inputs = make_inputs(GATE, problem, torch.float32, device)
+    with torch.no_grad():
+        inputs[1][1, 4, 16] = bad
+    arguments = inputs, *make_cotangents(GATE, problem, inputs)
+    truth = true_orders(GATE, *arguments)
+    for label, result in three_orders(gated_product, *arguments).items():
+        assert torch.equal(result.isfinite().cpu(), truth[label].isfinite()), label
+
+
+def test_one_tensor_as_both_factors(backend, device):
+    g, k, _ = make_inputs(GATE, Problem(2, 5, 6), device=device)
+    grad = noise(k.shape, 9, device=device)
+    got = torch.autograd.grad(gated_product(g, k, k), (g, k), grad)
+    truth = torch.autograd.grad(g[:, None] * k * k, (g, k), grad)
+    torch.testing.assert_close(got, truth, rtol=1e-13, atol=1e-13)
+
+
+G, K = torch.zeros(2, 6), torch.zeros(2, 5, 6)
+REFUSED = {
+    "k of two dimensions": ((G, K[0], K), ValueError, r"k: got shape \[5, 6\], expected \[B, N, D\]"),
+    "no tokens": ((G, K[:, :0], K[:, :0]), ValueError, r"k: got shape \[2, 0, 6\], expected at least one token"),
+    "integers": ((G, K.int(), K.int()), TypeError, r"k: got dtype torch.int32, expected float32"),
+    "fewer tokens in v": ((G, K, K[:, :4]), ValueError, r"v: got shape \[2, 4, 6\], expected k's shape \[2, 5, 6\]"),
+    "v in another dtype": ((G, K, K.half()), TypeError, r"v: got dtype torch.float16, expected k's dtype torch.float32"),
+    "v elsewhere": ((G, K, K.to("meta")), ValueError, r"v: got device meta, expected k's device cpu"),
+    "g with tokens": ((K, K, K), ValueError, r"g: got shape \[2, 5, 6\], expected \[B, D\] = \[2, 6\]"),
+    "g of another batch": ((G[:1], K, K), ValueError, r"g: got shape \[1, 6\], expected \[B, D\] = \[2, 6\]"),
+    "integer g": ((G.long(), K, K), TypeError, r"g: got dtype torch.int64, expected torch.float32 beside k"),
+    "half g": ((G.half(), K, K), TypeError, r"g: got dtype torch.float16, expected torch.float32 beside k in torch.float32"),
+    "g elsewhere": ((G.to("meta"), K, K), ValueError, r"g: got device meta, expected k's device cpu"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_refusals(case):
+    arguments, error, message = REFUSED[case]
+    with pytest.raises(error, match=message):
+        gated_product(*arguments)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_opcheck(dtype, backend, device):
+    ops, problem = torch.ops.lada_kernels, Problem(2, 5, 6)
+    inputs = [x.detach() for x in make_inputs(GATE, problem, dtype, device, layout="third", wide_parameters=True)]
+    grad, (cot_g, cot_k, cot_v) = make_cotangents(GATE, problem, inputs)
+    saved = (grad.detach(), *inputs)
+    opcheck(ops.gated_product.default, inputs)
+    for needs in ([True, True, True], [False, True, False], [True, False, True]):
+        opcheck(ops.gated_product_backward.default, (needs, *saved))
+    for needs, cotangents in (
+        ([True] * 4, (cot_g, cot_k, cot_v)),
+        ([True, False, True, False], (cot_g, None, None)),
+        ([False, True, False, True], (None, cot_k, cot_v)),
+    ):
+        opcheck(ops.gated_product_double_backward.default, (needs, *cotangents, *saved))

@@ -103,8 +103,8 @@ def _scores(x: Tensor, weight: Tensor, mask: Tensor | None, scale: float) -> Ten
 
 
 def _attention(scores: Tensor, lse: Tensor) -> Tensor:
-    lse = lse.masked_fill(lse == -torch.inf, 0.0)  # a row without tokens: exp(-inf - 0) = 0, not NaN
-    return (scores - lse[:, :, None]).exp()  # [B, H, N]
+    """Softmax, not exp(s − lse): a large lse is rounded coarsely, Σα ≠ 1, and every difference from a mean suffers."""
+    return scores.softmax(-1).masked_fill((lse == -torch.inf)[:, :, None], 0.0)  # [B, H, N]; a row without tokens: 0, not NaN
 
 
 def _by_head(x: Tensor, heads: int) -> Tensor:

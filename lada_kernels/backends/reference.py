@@ -1,7 +1,6 @@
 """The reference as a backend: plain torch, on any device and in any floating-point dtype."""
 
 from collections.abc import Callable
-from itertools import zip_longest
 from typing import Any
 
 import torch
@@ -32,11 +31,11 @@ class kernels:  # noqa: N801 - called like the other backends' function of this 
 
     def backward(self, needs: list[bool], *args: Any) -> Any:
         """The reference's backward."""
-        return _only(needs, _run(self._op.backward, *args))
+        return _run(self._op.backward, *args)
 
     def double_backward(self, needs: list[bool], *args: Any) -> Any:
         """The reference's double backward."""
-        return _only(needs, _run(self._op.double_backward, *args))
+        return _run(self._op.double_backward, *args)
 
 
 def _run(function: Callable[..., Any], *args: Any) -> Any:
@@ -52,8 +51,3 @@ def _dense(results: Any) -> Any:
     if isinstance(results, Tensor):
         return results.contiguous()
     return tuple([None if result is None else result.contiguous() for result in results])
-
-
-def _only(needs: list[bool], results: tuple) -> list:
-    """None for what was not asked for; attention's backward returns one result more, which always is."""
-    return [result if needed else None for needed, result in zip_longest(needs, results, fillvalue=True)]

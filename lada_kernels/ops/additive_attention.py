@@ -121,11 +121,11 @@ def _fake_forward(
 def _fake_backward(
     needs: list[bool], grad: Tensor, q: Tensor, k: Tensor, v: Tensor, weight: Tensor, mask: Tensor, pooled: Tensor, *_: Any
 ) -> tuple[Tensor, ...]:
-    return *map(library.like, (q, k, v, weight), needs), library.like(pooled)
+    return tuple(map(library.like, (q, k, v, weight, pooled)))
 
 
 def _fake_double_backward(needs: list[bool], *args: Any) -> tuple[Tensor, ...]:
-    return tuple(map(library.like, args[4:9], needs))
+    return tuple(map(library.like, args[4:9]))
 
 
 _INPUTS = "Tensor q, Tensor k, Tensor v, Tensor weight, Tensor? mask"

@@ -1,6 +1,7 @@
 """Entry points of the ops in torch's dispatcher, so that `torch.compile` and fake tensors see them as opaque calls."""
 
 from collections.abc import Callable
+from itertools import chain, repeat
 from typing import Any
 
 import torch
@@ -16,27 +17,31 @@ def entry_point(op: str, order: str, schema: str, primary: int, fake: Callable[.
     """Register `op`'s entry point `order` ("forward", "backward" or "double_backward") and return the callable.
 
     `schema` is what follows the name; `primary` is the position of the tensor that decides the backend; `fake` gives
-    the results' shapes. An optional result travels through the dispatcher, which knows none, as an empty tensor.
+    the results' shapes. The dispatcher knows no None: a result that is absent, or that the first argument of a backward
+    (`needs`) does not ask for, travels through it as an empty tensor.
     """
     name = op if order == "forward" else f"{op}_{order}"
     _LIBRARY.define(name + schema)
     select = backends.kernels
 
-    def run(*args: Any) -> Any:
-        tensor = args[primary]
-        results = getattr(select(op, tensor), order)(*args)
+    def present(results: Any, args: tuple) -> Any:
         if isinstance(results, Tensor):
             return results
-        return tuple([tensor.new_empty(0) if result is None else result for result in results])
+        needs, tensor = repeat(True) if order == "forward" else chain(args[0], repeat(True)), args[primary]
+        wanted = zip(results, needs, strict=False)
+        return tuple([result if needed and result is not None else tensor.new_empty(0) for result, needed in wanted])
+
+    def run(*args: Any) -> Any:
+        return present(getattr(select(op, args[primary]), order)(*args), args)
 
     _LIBRARY.impl(name, run, "CompositeExplicitAutograd")
-    torch.library.register_fake(f"lada_kernels::{name}", fake, lib=_LIBRARY)
+    torch.library.register_fake(f"lada_kernels::{name}", lambda *args: present(fake(*args), args), lib=_LIBRARY)
     return getattr(torch.ops.lada_kernels, name).default
 
 
-def like(tensor: Tensor, needed: bool = True) -> Tensor:
-    """A dense result shaped and typed like `tensor`, empty when it is not needed."""
-    return tensor.new_empty(tensor.shape if needed else (0,))
+def like(tensor: Tensor) -> Tensor:
+    """A dense result shaped and typed like `tensor`."""
+    return tensor.new_empty(tensor.shape)
 
 
 def only(needs: tuple[bool, ...], results: tuple[Tensor, ...]) -> tuple[Tensor | None, ...]:

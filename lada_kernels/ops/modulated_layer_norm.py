@@ -83,13 +83,13 @@ def _fake_forward(x: Tensor, gamma: Tensor, beta: Tensor, eps: float) -> tuple[T
 
 
 def _fake_backward(needs: list[bool], grad: Tensor, x: Tensor, gamma: Tensor, *_: Tensor) -> tuple[Tensor, ...]:
-    return tuple(map(library.like, (x, gamma, gamma), needs))
+    return tuple(map(library.like, (x, gamma, gamma)))
 
 
 def _fake_double_backward(
     needs: list[bool], cot_x: Tensor, cot_gamma: Tensor, cot_beta: Tensor, grad: Tensor, x: Tensor, gamma: Tensor, *_: Tensor
 ) -> tuple[Tensor, ...]:
-    return tuple(map(library.like, (grad, x, gamma), needs))
+    return tuple(map(library.like, (grad, x, gamma)))
 
 
 _SAVED = "Tensor grad, Tensor x, Tensor gamma, Tensor mean, Tensor rstd"

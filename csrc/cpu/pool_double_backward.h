@@ -22,7 +22,7 @@ template <class T> class PoolDoubleBackwardStages {
         cot_weight_{static_cast<const A*>(cot_weight), p_.D}, out_grad_(static_cast<A*>(out_grad)), out_x_(out_x),
         out_weight_(static_cast<A*>(out_weight)), extra_(extra), streaming_(streams<T>(shape, out_x)), blocks_(shape, plan.threads),
         cot_blocks_(shape, plan.threads), scalars_(plan.chunks == 1 ? plan.threads : p_.B, kScalars * p_.N * p_.H),
-        work_(plan.threads, 5 * p_.block * p_.H), sums_(plan.units(), p_.H * p_.E + 2 * p_.H), means_(p_.B, 2 * p_.H),
+        work_(plan.threads, 7 * p_.block * p_.H), sums_(plan.units(), p_.H * p_.E + 2 * p_.H), means_(p_.B, 2 * p_.H),
         weight_sums_(plan.threads, out_weight ? p_.H * p_.D : 0) {
     set_zero(weight_sums_[0], out_weight ? plan.threads * p_.H * p_.D : 0);
   }
@@ -52,8 +52,10 @@ template <class T> class PoolDoubleBackwardStages {
     const int64_t H = p_.H, E = p_.E, D = p_.D, size = p_.block * H;
     const A* grad = grad_ + unit.b * H * E;
     A *lse = work_[unit.thread], *t = lse + size, *e = t + size, *weighted = e + size, *cross = weighted + size;
+    A *a_sums = cross + size, *z_sums = a_sums + size;  // Σ α a and Σ α z, for each place in a block by itself
     A *sum = sums_[unit.index], *a_sum = sum + H * E, *z_sum = a_sum + H;
     set_zero(sum, H * E + 2 * H);
+    set_zero(a_sums, 2 * size);
     p_.repeat_log_sum_exp(unit.b, lse);
     p_.repeat_inner(unit.b, grad, t);
     for (int64_t n = unit.begin; n < unit.end; n += p_.block) {
@@ -76,21 +78,24 @@ template <class T> class PoolDoubleBackwardStages {
       }
       for_vectors<A>(0, count * H, [&](int64_t i, auto lanes) {
         const Vector<A> av = p_.scale * load(a + i, lanes), uv = load(u + i, lanes), alphav = load(alpha + i, lanes);
+        const Vector<A> zv = load(z + i, lanes) + uv * av;
         store(a + i, av, lanes);
-        store(z + i, load(z + i, lanes) + uv * av, lanes);
+        store(z + i, zv, lanes);
         store(weighted + i, alphav * av, lanes);
+        store(a_sums + i, load(a_sums + i, lanes) + alphav * av, lanes);
+        store(z_sums + i, load(z_sums + i, lanes) + alphav * zv, lanes);
         store(e + i, p_.scale * alphav * (uv - load(t + i, lanes)), lanes);
       });
-      for (int64_t i = 0; i < count; ++i) {
-        for (int64_t h = 0; h < H; ++h) {
-          a_sum[h] += weighted[i * H + h];
-          z_sum[h] += alpha[i * H + h] * z[i * H + h];
-        }
-      }
       p_.pool_add(weighted, x, count, sum);
       if (cot.data) {
         p_.pool_add(alpha, cot, count, sum);
         if (out_weight_) accumulate<A>({e, H}, cot, count, H, D, {weight_sums_[unit.thread], D});
+      }
+    }
+    for (int64_t i = 0; i < p_.block; ++i) {
+      for (int64_t h = 0; h < H; ++h) {
+        a_sum[h] += a_sums[i * H + h];
+        z_sum[h] += z_sums[i * H + h];
       }
     }
   }

@@ -13,6 +13,14 @@
 #define LADA_X86 1
 #endif
 
+#define LADA_INLINE __attribute__((always_inline)) inline
+// Arrays of vectors stay in registers only where every loop over them is unrolled.
+#if defined(__clang__)
+#define LADA_UNROLL _Pragma("clang loop unroll(full)")
+#else
+#define LADA_UNROLL _Pragma("GCC unroll 16")
+#endif
+
 namespace lada {
 namespace LADA_ISA {
 
@@ -179,23 +187,23 @@ template <class A, class Body> inline void for_vectors(int64_t begin, int64_t en
 // ---- sums over lanes ----
 
 template <int Block, class V, int... Lane>
-inline V fold_pair(V a, V b, std::integer_sequence<int, Lane...>) {
+LADA_INLINE V fold_pair(V a, V b, std::integer_sequence<int, Lane...>) {
   constexpr int width = sizeof...(Lane), half = Block / 2;
   // Lane = q·Block + s·half + o: half s of the result's block comes from a (s = 0) or b (s = 1).
   return __builtin_shufflevector(a, b, ((Lane % Block / half) * width + Lane / Block * Block + Lane % half)...) +
          __builtin_shufflevector(a, b, ((Lane % Block / half) * width + Lane / Block * Block + half + Lane % half)...);
 }
 
-template <class A, int Count, int Block> inline void fold(Vector<A>* v) {
+template <class A, int Count, int Block> LADA_INLINE void fold(Vector<A>* v) {
   if constexpr (Count > 1 && Block > 1) {
-    for (int i = 0; i < Count / 2; ++i)
+    LADA_UNROLL for (int i = 0; i < Count / 2; ++i)
       v[i] = fold_pair<Block>(v[i], v[i + Count / 2], std::make_integer_sequence<int, kLanes<A>>{});
     fold<A, Count / 2, Block / 2>(v);
   }
 }
 
 // out[i] = the sum of v[i]'s lanes, for Count (a power of two) vectors at once, transposing as it adds.
-template <class A, int Count> inline void sum_lanes(Vector<A>* v, A* out) {
+template <class A, int Count> LADA_INLINE void sum_lanes(Vector<A>* v, A* out) {
   constexpr int width = kLanes<A>;
   if constexpr (Count > width) {
     for (int i = 0; i < Count; i += width) sum_lanes<A, width>(v + i, out + i);

@@ -24,23 +24,31 @@ template <int Largest, class Body> inline void for_tiles(int64_t total, Body&& b
   }
 }
 
+template <class A, int T, int H, class Lanes>
+LADA_INLINE void dot_step(Rows<const A> x, Rows<const A> w, int64_t j, Vector<A> (&sum)[T * H], Lanes lanes) {
+  Vector<A> row[T];
+  LADA_UNROLL for (int i = 0; i < T; ++i) row[i] = load(x[i] + j, lanes);
+  LADA_UNROLL for (int k = 0; k < H; ++k) {
+    const Vector<A> weight = load(w[k] + j, lanes);
+    LADA_UNROLL for (int i = 0; i < T; ++i) sum[i * H + k] += row[i] * weight;
+  }
+}
+
+template <class A, int T, int H> void dot_tile(Rows<const A> x, Rows<const A> w, int64_t channels, Rows<A> out) {
+  Vector<A> sum[T * H] = {};
+  int64_t j = 0;
+  for (; j + kLanes<A> <= channels; j += kLanes<A>) dot_step<A, T, H>(x, w, j, sum, Whole{});
+  if (j < channels) dot_step<A, T, H>(x, w, j, sum, First{int(channels - j)});
+  A totals[T * H];
+  sum_lanes<A, T * H>(sum, totals);
+  for (int i = 0; i < T; ++i)
+    for (int k = 0; k < H; ++k) out[i][k] = totals[i * H + k];
+}
+
 template <class A> void dot(Rows<const A> x, int64_t tokens, Rows<const A> w, int64_t heads, int64_t channels, Rows<A> out) {
   for_tiles<kTileTokens>(tokens, [&](int64_t t, auto tile_tokens) {
     for_tiles<kTileHeads>(heads, [&](int64_t h, auto tile_heads) {
-      constexpr int T = tile_tokens, H = tile_heads;
-      Vector<A> sum[T * H] = {};
-      for_vectors<A>(0, channels, [&](int64_t j, auto lanes) {
-        Vector<A> row[T];
-        for (int i = 0; i < T; ++i) row[i] = load(x[t + i] + j, lanes);
-        for (int k = 0; k < H; ++k) {
-          const Vector<A> weight = load(w[h + k] + j, lanes);
-          for (int i = 0; i < T; ++i) sum[i * H + k] += row[i] * weight;
-        }
-      });
-      A totals[T * H];
-      sum_lanes<A, T * H>(sum, totals);
-      for (int i = 0; i < T; ++i)
-        for (int k = 0; k < H; ++k) out[t + i][h + k] = totals[i * H + k];
+      dot_tile<A, tile_tokens, tile_heads>({x[t], x.stride}, {w[h], w.stride}, channels, {out[t] + h, out.stride});
     });
   });
 }
@@ -48,16 +56,16 @@ template <class A> void dot(Rows<const A> x, int64_t tokens, Rows<const A> w, in
 template <class A, int H, int V, class Lanes>
 inline void accumulate_tile(Rows<const A> c, Rows<const A> x, int64_t tokens, int64_t j, Rows<A> sum, Lanes lanes) {
   Vector<A> total[H][V];
-  for (int k = 0; k < H; ++k)
-    for (int v = 0; v < V; ++v) total[k][v] = load(sum[k] + j + v * kLanes<A>, lanes);
+  LADA_UNROLL for (int k = 0; k < H; ++k)
+    LADA_UNROLL for (int v = 0; v < V; ++v) total[k][v] = load(sum[k] + j + v * kLanes<A>, lanes);
   for (int64_t t = 0; t < tokens; ++t) {
     Vector<A> row[V];
-    for (int v = 0; v < V; ++v) row[v] = load(x[t] + j + v * kLanes<A>, lanes);
-    for (int k = 0; k < H; ++k)
-      for (int v = 0; v < V; ++v) total[k][v] += c[t][k] * row[v];
+    LADA_UNROLL for (int v = 0; v < V; ++v) row[v] = load(x[t] + j + v * kLanes<A>, lanes);
+    LADA_UNROLL for (int k = 0; k < H; ++k)
+      LADA_UNROLL for (int v = 0; v < V; ++v) total[k][v] += c[t][k] * row[v];
   }
-  for (int k = 0; k < H; ++k)
-    for (int v = 0; v < V; ++v) store(sum[k] + j + v * kLanes<A>, total[k][v], lanes);
+  LADA_UNROLL for (int k = 0; k < H; ++k)
+    LADA_UNROLL for (int v = 0; v < V; ++v) store(sum[k] + j + v * kLanes<A>, total[k][v], lanes);
 }
 
 template <class A>
@@ -86,16 +94,16 @@ inline void expand_tile(const Term<A>* terms, int count, int64_t t, int64_t j, R
   Vector<A> total[Tokens][V] = {};
   for (const Term<A>* term = terms; term != terms + count; ++term) {
     const A* c[Tokens];
-    for (int i = 0; i < Tokens; ++i) c[i] = term->c[t + i];
+    LADA_UNROLL for (int i = 0; i < Tokens; ++i) c[i] = term->c[t + i];
     for (int64_t k = 0; k < term->count; ++k) {
       Vector<A> row[V];
-      for (int v = 0; v < V; ++v) row[v] = load(term->rows[k] + j + v * kLanes<A>, lanes);
-      for (int i = 0; i < Tokens; ++i)
-        for (int v = 0; v < V; ++v) total[i][v] += c[i][k] * row[v];
+      LADA_UNROLL for (int v = 0; v < V; ++v) row[v] = load(term->rows[k] + j + v * kLanes<A>, lanes);
+      LADA_UNROLL for (int i = 0; i < Tokens; ++i)
+        LADA_UNROLL for (int v = 0; v < V; ++v) total[i][v] += c[i][k] * row[v];
     }
   }
-  for (int i = 0; i < Tokens; ++i) {
-    for (int v = 0; v < V; ++v) {
+  LADA_UNROLL for (int i = 0; i < Tokens; ++i) {
+    LADA_UNROLL for (int v = 0; v < V; ++v) {
       T* to = out[t + i] + j + v * kLanes<A>;
       if constexpr (std::is_same_v<Lanes, Whole>) {
         if (streaming) {

@@ -1,0 +1,218 @@
+"""Who computes: what is available, what is chosen, what is refused, and how that is said."""
+
+import os
+import subprocess
+import sys
+import threading
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+from problems import ATTENTION, DEVICES, OPS, SMALL, make_inputs
+
+import lada_kernels
+from lada_kernels import available, backends, explain, gated_product, use_backend
+
+ROOT = Path(__file__).parents[2]
+HAS_CPU = available()["cpu"] is None
+needs_cpu = pytest.mark.skipif(not HAS_CPU, reason=f"backend 'cpu': {available()['cpu']}")
+
+
+@pytest.fixture(autouse=True)
+def no_choice(monkeypatch):
+    """As if LADA_BACKEND were not set, and no op had been called."""
+    monkeypatch.setattr(backends, "_requested", None)
+    backends._kernels.cache_clear()
+    yield
+    backends._kernels.cache_clear()
+
+
+def gate_inputs(dtype=torch.float32):
+    return torch.ones(2, 6, dtype=dtype), torch.ones(2, 5, 6, dtype=dtype), torch.ones(2, 5, 6, dtype=dtype)
+
+
+def refuse(monkeypatch, reason="it is on strike"):
+    """Make every backend but the reference refuse."""
+    for name, backend in backends._BACKENDS.items():
+        if name != "reference":
+            monkeypatch.setattr(backend, "refuses", lambda op, device, dtype: reason)
+
+
+def test_every_backend_is_tested():
+    assert set(available()) == set(DEVICES)
+
+
+def test_available():
+    reasons = available()
+    assert reasons["reference"] is None
+    assert all(reason is None or (isinstance(reason, str) and reason) for reason in reasons.values())
+
+
+@needs_cpu
+@pytest.mark.parametrize("op", OPS, ids=str)
+def test_fused_kernels_come_first(op):
+    explanation = explain(op.name, *make_inputs(op, SMALL))
+    assert explanation.backend == "cpu"
+    assert set(explanation.reasons) == set(available()) - {"cpu"}
+    assert str(explanation).startswith(f"{op.name} runs on cpu")
+    assert "not reference: " in str(explanation)
+
+
+@needs_cpu
+def test_explain_says_why_not():
+    explanation = explain("gated_product", *(x.to("meta") for x in gate_inputs()))
+    assert explanation.backend == "reference"
+    assert explanation.reasons["cpu"] == "it computes on CPU tensors, these are on meta"
+
+
+def test_explain_follows_use_backend():
+    with use_backend("reference"):
+        assert explain("gated_product", *gate_inputs()).backend == "reference"
+
+
+@needs_cpu
+def test_explain_agrees_with_what_runs(monkeypatch):
+    """A kernel that answers with a mark shows who was called."""
+    called = []
+    for name, backend in backends._BACKENDS.items():
+        kernels = backend.kernels
+        monkeypatch.setattr(backend, "kernels", lambda op, name=name, kernels=kernels: called.append(name) or kernels(op))
+    for requested in ("reference", "cpu"):
+        with use_backend(requested):
+            gated_product(*gate_inputs())
+            assert called[-1] == explain("gated_product", *gate_inputs()).backend == requested
+    gated_product(*gate_inputs())
+    assert called[-1] == "cpu"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("gated_products", torch.ones(1)), "op: got 'gated_products', expected one of additive_pool, gated_product,"),
+        (("gated_product",), "tensors: got none, expected"),
+    ],
+)
+def test_explain_refuses(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        explain(*arguments)
+
+
+def test_use_backend_nests_and_is_undone():
+    with use_backend("reference"):
+        if HAS_CPU:
+            with use_backend("cpu"):
+                assert explain("gated_product", *gate_inputs()).backend == "cpu"
+        with pytest.raises(KeyError), use_backend("reference"):
+            raise KeyError
+        assert explain("gated_product", *gate_inputs()).backend == "reference"
+    if HAS_CPU:
+        assert explain("gated_product", *gate_inputs()).backend == "cpu"
+
+
+def test_use_backend_reaches_other_threads():
+    """The backward runs on threads of torch's own."""
+    seen = []
+    with use_backend("reference"):
+        thread = threading.Thread(target=lambda: seen.append(explain("gated_product", *gate_inputs()).backend))
+        thread.start()
+        thread.join()
+    assert seen == ["reference"]
+
+
+def test_unknown_name():
+    with pytest.raises(ValueError, match=r"name: got 'gpu', expected one of .*cpu, reference"), use_backend("gpu"):
+        pass
+
+
+def test_a_backend_that_is_not_available_is_refused_at_once(monkeypatch):
+    monkeypatch.setattr(backends._BACKENDS["cpu"], "unavailable", lambda: "it was not built")
+    with pytest.raises(backends.BackendError, match="backend 'cpu' is not available: it was not built"), use_backend("cpu"):
+        pass
+    assert available()["cpu"] == "it was not built"
+
+
+@needs_cpu
+@pytest.mark.parametrize("op", OPS, ids=str)
+def test_a_backend_that_was_asked_for_never_gives_way(op, monkeypatch):
+    refuse(monkeypatch)
+    inputs = make_inputs(op, SMALL)
+    with use_backend("cpu"), pytest.raises(backends.BackendError, match=f"'cpu' cannot run {op.name}: it is on strike"):
+        op(*inputs)
+    with use_backend("cpu"), pytest.raises(backends.BackendError, match="it is on strike"):
+        explain(op.name, *inputs)
+
+
+def test_falling_back_to_the_reference_is_said_once(monkeypatch):
+    refuse(monkeypatch)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for _ in range(3):
+            gated_product(*gate_inputs())
+    (warning,) = caught
+    assert warning.category is backends.FallbackWarning
+    assert "gated_product runs on the reference, without a fused kernel (" in str(warning.message)
+    if HAS_CPU:
+        assert "cpu: it is on strike" in str(warning.message)
+    with pytest.warns(backends.FallbackWarning, match="additive_attention runs on the reference"):
+        ATTENTION(*make_inputs(ATTENTION, SMALL))
+
+
+def test_choosing_the_reference_is_no_fallback(monkeypatch):
+    refuse(monkeypatch)
+    with warnings.catch_warnings(), use_backend("reference"):
+        warnings.simplefilter("error")
+        gated_product(*gate_inputs())
+
+
+@needs_cpu
+def test_no_warning_with_a_fused_kernel():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        gated_product(*gate_inputs())
+
+
+def test_tensors_without_memory_need_no_kernel():
+    """On the meta device only shapes are worked out."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        out = gated_product(*(x.to("meta") for x in gate_inputs()))
+    assert (out.device.type, out.shape) == ("meta", (2, 5, 6))
+
+
+SAY = "import torch; from lada_kernels import explain; print(explain('gated_product', torch.ones(1)).backend)"
+
+
+def python(command, **environment):
+    path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+    return subprocess.run(
+        [sys.executable, "-c", command],
+        env={**os.environ, "PYTHONPATH": path, **environment},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+
+@pytest.mark.parametrize("name", [*available(), ""])
+def test_environment_variable(name):
+    done = python(SAY, LADA_BACKEND=name)
+    if name and available()[name]:
+        assert done.returncode != 0
+        assert available()[name].split(";")[0] in done.stderr
+    else:
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.split() == [name or ("cpu" if HAS_CPU else "reference")]
+
+
+def test_unknown_environment_variable():
+    done = python(SAY, LADA_BACKEND="gpu")
+    assert done.returncode != 0
+    assert "environment variable LADA_BACKEND: got 'gpu', expected one of cpu, reference" in done.stderr
+
+
+def test_what_the_package_offers():
+    for name in lada_kernels.__all__:
+        assert getattr(lada_kernels, name) is not None
+    assert {"additive_pool", "gated_product", "additive_attention", "modulated_layer_norm"} <= set(lada_kernels.__all__)
+    assert {"available", "explain", "use_backend"} <= set(lada_kernels.__all__)

@@ -22,8 +22,8 @@ def to_float(pixels: Tensor) -> Tensor:
 def load_digits(img_size: int) -> tuple[Tensor, Tensor]:
     """The 1,797 handwritten digits that scikit-learn carries; nothing is downloaded.
 
-    They are real scans (UCI, "Optical Recognition of Handwritten Digits") reduced to 8x8 and 17 grey levels,
-    here enlarged bicubically.
+    They are real scans (UCI, "Optical Recognition of Handwritten Digits") reduced to 8x8 and 17 grey levels, here
+    given a margin of one such pixel and enlarged bicubically.
 
     Returns:
         images [1797, 3, S, S] uint8 and labels [1797] int64.
@@ -31,6 +31,7 @@ def load_digits(img_size: int) -> tuple[Tensor, Tensor]:
     pillow = import_extra("PIL.Image")
     digits = import_extra("sklearn.datasets").load_digits()
     small = (digits.images * (255 / 16)).round().astype(np.uint8)  # [1797, 8, 8]
+    small = np.pad(small, ((0, 0), (1, 1), (1, 1)))  # [1797, 10, 10]
     large = [pillow.fromarray(d).resize((img_size, img_size), pillow.Resampling.BICUBIC) for d in small]
     images = torch.from_numpy(np.stack([np.asarray(d) for d in large]))  # [1797, S, S]
     return images[:, None].repeat(1, 3, 1, 1), torch.from_numpy(digits.target).long()

@@ -135,8 +135,8 @@ class Config:
 PresetName = Literal["digits", "cifar10", "celeba64", "ffhq128"]
 
 PRESETS: dict[PresetName, Config] = {
-    # Ours: a small LadaGAN that learns 8x8 scans, enlarged, in minutes on two CPU cores. D is too small to memorise
-    # 1,797 digits in that time, so it does without augmentation.
+    # Ours: a small LadaGAN that learns 8x8 scans, enlarged, in minutes on two CPU cores. Augmentation is
+    # left out: over so few epochs it slows learning down.
     "digits": Config(
         model=ModelConfig(
             img_size=32,

@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch.nn.functional import interpolate
 
 from lada_kernels.training.data import Sampler, load_digits, load_folder, to_float
 from lada_kernels.training.errors import TrainingError
@@ -71,10 +72,10 @@ def test_digits_are_the_real_ones():
     assert images.dtype == torch.uint8
     assert torch.equal(images[:, 0], images[:, 2])
     assert labels.tolist() == original().target.tolist()
-    small = torch.nn.functional.adaptive_avg_pool2d(images[:, 0].float(), 10)  # [1797, 10, 10], the outer ones margin
-    assert small[:, 0].mean() < 0.2 * small[:, 1:-1, 1:-1].mean()
+    small = interpolate(images[:, :1].float(), size=10, mode="bilinear")[:, 0]  # [1797, 10, 10], the outer ones margin
+    assert small[:, 0].mean() < 0.05 * small[:, 1:-1, 1:-1].mean()
     pair = torch.stack([small[:, 1:-1, 1:-1].flatten(), torch.from_numpy(original().images).float().flatten()])
-    assert torch.corrcoef(pair)[0, 1] > 0.98  # not 1: the enlargement is smooth
+    assert torch.corrcoef(pair)[0, 1] > 0.995
 
 
 def test_to_float_spans_minus_one_to_one():

@@ -17,7 +17,7 @@ from lada_kernels.training import checkpoint
 
 TINY = shlex.split(
     "--model.dim 16 8 8 --model.noise-dim 8 --model.heads 2 2 2 --model.mlp-dim 8 8 8 --model.enc-dim 4 8 "
-    "--model.out-dim 8 8 --model.d-heads 2 --model.d-mlp-dim 8 --optim.batch-size 4 --run.device cpu "
+    "--model.out-dim 8 8 --model.d-heads 2 --model.d-mlp-dim 8 --optim.batch-size 4 --optim.r1 0.01 --run.device cpu "
     "--run.grid-images 4 --run.save-every 2"
 )
 

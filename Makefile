@@ -1,0 +1,63 @@
+# Every target makes what it needs: a virtual environment, the pinned requirements, the compiled package.
+PYTHON ?= python3
+VENV ?= .venv
+# A package index with another build of torch, such as https://download.pytorch.org/whl/cpu
+TORCH_INDEX ?=
+PYTEST_ARGS ?=
+RUN ?= runs/digits
+
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/installed.stamp
+BUILT := $(VENV)/built.stamp
+SOURCES := setup.py pyproject.toml $(shell find csrc -type f)
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint build clean
+
+help:
+	@echo "make demo    train a LadaGAN on handwritten digits into $(RUN), or go on with it, and judge it"
+	@echo "make test    lint, then the whole test suite"
+	@echo "make lint    ruff: rules and format"
+	@echo "make build   compile the kernels into this checkout"
+	@echo "make clean   delete what was built; $(VENV) and runs/ stay"
+	@echo
+	@echo "PYTHON=$(PYTHON)          the interpreter that $(VENV) is made with, 3.10 or later"
+	@echo "TORCH_INDEX=            an index to take torch from, for the first run: PyPI's torch carries"
+	@echo "                        CUDA's libraries, that of https://download.pytorch.org/whl/cpu does not"
+	@echo "PYTEST_ARGS=            more arguments for pytest"
+
+# A run that was interrupted goes on; one that is complete is only judged again.
+demo: $(BUILT)
+	@if [ -e $(RUN)/last_ckpt.pt ] || [ -e $(RUN)/previous_ckpt.pt ]; then \
+		echo "going on with $(RUN); delete that folder to start anew"; \
+		$(BIN)/python -m lada_kernels.train --resume $(RUN); \
+	else \
+		$(BIN)/python -m lada_kernels.train --preset digits --run.out $(RUN); \
+	fi
+	@$(BIN)/python -m lada_kernels.evaluate $(RUN)
+	@echo "the digits it draws: $$(ls $(RUN)/grids/*.png | tail -n 1)"
+
+test: lint $(BUILT)
+	$(BIN)/python -m pytest -q $(PYTEST_ARGS)
+
+lint: $(INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+build: $(BUILT)
+
+$(BUILT): $(INSTALLED) $(SOURCES)
+	$(BIN)/python -m pip install --quiet --no-build-isolation --no-deps --editable .
+	$(BIN)/python -m lada_kernels.info
+	@touch $@
+
+$(INSTALLED): requirements-dev.txt
+	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 10) or sys.exit(f"{sys.executable} is Python {sys.version.split()[0]}; set PYTHON to 3.10 or later")'
+	@echo "installing requirements-dev.txt into $(VENV)"
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) -r $<
+	@touch $@
+
+clean:
+	rm -rf build dist *.egg-info lada_kernels/_native*.so $(BUILT)
+	rm -rf .pytest_cache .ruff_cache .hypothesis

@@ -52,7 +52,7 @@ def additive_attention(
 
 
 class _Attention(Function):
-    @staticmethod
+    @library.positional
     def forward(
         q: Tensor, k: Tensor, v: Tensor, weight: Tensor, mask: Tensor | None, scale: float, return_weights: bool
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -76,7 +76,7 @@ class _Attention(Function):
 
 class _AttentionBackward(Function):
     # Every parameter is named: torch.compile counts them to tell whether a forward takes ctx.
-    @staticmethod
+    @library.positional
     def forward(
         needs: tuple[bool, ...],
         grad: Tensor,

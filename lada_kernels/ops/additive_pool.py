@@ -57,7 +57,7 @@ def default_scale(x: Tensor, score_weight: Tensor) -> float:
 
 
 class _Pool(Function):
-    @staticmethod
+    @library.positional
     def forward(
         x: Tensor, weight: Tensor, mask: Tensor | None, scale: float, per_head: bool, return_weights: bool
     ) -> tuple[Tensor, Tensor, Tensor]:
@@ -81,7 +81,7 @@ class _Pool(Function):
 
 class _PoolBackward(Function):
     # Every parameter is named: torch.compile counts them to tell whether a forward takes ctx.
-    @staticmethod
+    @library.positional
     def forward(
         needs: tuple[bool, bool],
         grad: Tensor,

@@ -31,7 +31,7 @@ def gated_product(g: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 
 class _Gate(Function):
-    @staticmethod
+    @library.positional
     def forward(g: Tensor, k: Tensor, v: Tensor) -> Tensor:
         return _forward(g, k, v)
 
@@ -49,7 +49,7 @@ class _Gate(Function):
 
 class _GateBackward(Function):
     # Every parameter is named: torch.compile counts them to tell whether a forward takes ctx.
-    @staticmethod
+    @library.positional
     def forward(needs: tuple[bool, ...], grad: Tensor, g: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor | None, ...]:
         return library.only(needs, _backward(needs, grad, g, k, v))
 

@@ -1,6 +1,7 @@
 """Entry points of the ops in torch's dispatcher, so that `torch.compile` and fake tensors see them as opaque calls."""
 
-from collections.abc import Callable
+import inspect
+from collections.abc import Callable, Iterable
 from itertools import chain, repeat
 from typing import Any
 
@@ -27,9 +28,9 @@ def entry_point(op: str, order: str, schema: str, primary: int, fake: Callable[.
     def present(results: Any, args: tuple) -> Any:
         if isinstance(results, Tensor):
             return results
-        needs, tensor = repeat(True) if order == "forward" else chain(args[0], repeat(True)), args[primary]
-        wanted = zip(results, needs, strict=False)
-        return tuple([result if needed and result is not None else tensor.new_empty(0) for result, needed in wanted])
+        if order != "forward":
+            results = only(chain(args[0], repeat(True)), results)
+        return tuple([args[primary].new_empty(0) if result is None else result for result in results])
 
     def run(*args: Any) -> Any:
         return present(getattr(select(op, args[primary]), order)(*args), args)
@@ -44,9 +45,33 @@ def like(tensor: Tensor) -> Tensor:
     return tensor.new_empty(tensor.shape)
 
 
-def only(needs: tuple[bool, ...], results: tuple[Tensor, ...]) -> tuple[Tensor | None, ...]:
+def only(needs: Iterable[bool], results: Iterable[Tensor | None]) -> tuple[Tensor | None, ...]:
     """The results that were asked for, None in place of the others."""
-    return tuple([result if needed else None for needed, result in zip(needs, results, strict=True)])
+    return tuple([result if needed else None for result, needed in zip(results, needs, strict=False)])
+
+
+class _Bound(inspect.BoundArguments):
+    """Arguments that came by position, all of them."""
+
+    args = property(lambda self: tuple(self.arguments.values()))
+    kwargs = property(lambda self: {})
+
+    def apply_defaults(self) -> None:
+        """There are none to apply."""
+
+
+class _Positional(inspect.Signature):
+    """A signature that binds by zipping; the general rules cost more than a small kernel."""
+
+    def bind(self, *args: Any) -> _Bound:
+        """Bind one argument to every parameter."""
+        return _Bound(self, dict(zip(self.parameters, args, strict=True)))
+
+
+def positional(forward: Callable[..., Any]) -> staticmethod:
+    """Mark a Function's `forward` as called by position only: `Function.apply` binds its arguments on every call."""
+    forward.__signature__ = _Positional(list(inspect.signature(forward).parameters.values()))
+    return staticmethod(forward)
 
 
 class LastOrder(Function):

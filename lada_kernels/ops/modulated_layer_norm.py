@@ -37,7 +37,7 @@ def modulated_layer_norm(x: Tensor, gamma: Tensor, beta: Tensor, eps: float = 1e
 
 
 class _Norm(Function):
-    @staticmethod
+    @library.positional
     def forward(x: Tensor, gamma: Tensor, beta: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
         return _forward(x, gamma, beta, eps)
 
@@ -58,7 +58,7 @@ class _Norm(Function):
 
 class _NormBackward(Function):
     # Every parameter is named: torch.compile counts them to tell whether a forward takes ctx.
-    @staticmethod
+    @library.positional
     def forward(
         needs: tuple[bool, ...], grad: Tensor, x: Tensor, gamma: Tensor, mean: Tensor, rstd: Tensor
     ) -> tuple[Tensor | None, ...]:

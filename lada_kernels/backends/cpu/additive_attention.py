@@ -1,5 +1,6 @@
 """additive_attention by csrc/cpu/additive_attention.cpp."""
 
+import torch
 from torch import Tensor
 
 from ...native import native
@@ -16,9 +17,9 @@ def forward(
     k, v = readable(k), readable(v)
     (batch, count, channels), heads, dtype = q.shape, weight.shape[0], accumulate_dtype(q.dtype)
     out = dense_like(q)
-    pooled = q.new_empty((batch, heads, channels // heads), dtype=dtype)
-    lse = q.new_empty((batch, heads), dtype=dtype)
-    alpha = q.new_empty((batch, heads, count), dtype=dtype) if return_weights else None
+    pooled = torch.empty((batch, heads, channels // heads), dtype=dtype)
+    lse = torch.empty((batch, heads), dtype=dtype)
+    alpha = torch.empty((batch, heads, count), dtype=dtype) if return_weights else None
     native.additive_attention_forward(
         shape(q, heads),
         pool(q, weight, mask, pooled, lse, scale, True),

@@ -1,5 +1,6 @@
 """additive_pool by csrc/cpu/additive_pool.cpp."""
 
+import torch
 from torch import Tensor
 
 from ...native import native
@@ -13,9 +14,9 @@ def forward(
     """As `lada_kernels.reference.additive_pool.forward`."""
     x, weight, mask = operands(x, weight, mask)
     (batch, count, channels), heads, dtype = x.shape, weight.shape[0], accumulate_dtype(x.dtype)
-    pooled = x.new_empty((batch, heads, channels // heads if per_head else channels), dtype=dtype)
-    lse = x.new_empty((batch, heads), dtype=dtype)
-    alpha = x.new_empty((batch, heads, count), dtype=dtype) if return_weights else None
+    pooled = torch.empty((batch, heads, channels // heads if per_head else channels), dtype=dtype)
+    lse = torch.empty((batch, heads), dtype=dtype)
+    alpha = torch.empty((batch, heads, count), dtype=dtype) if return_weights else None
     native.additive_pool_forward(shape(x, heads), pool(x, weight, mask, pooled, lse, scale, per_head), address(alpha))
     return pooled, lse, alpha
 

@@ -60,6 +60,7 @@ def mask(mask: Tensor | None, other_name: str, x: Tensor) -> None:
 
 
 def same_device(name: str, tensor: Tensor, other_name: str, other: Tensor) -> None:
+    """tensor is on other's device."""
     if tensor.device != other.device:
         raise ValueError(f"{name}: got device {tensor.device}, expected {other_name}'s device {other.device}")
 

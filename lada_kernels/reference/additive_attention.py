@@ -15,18 +15,26 @@ from .precision import widen
 def forward(
     q: Tensor, k: Tensor, v: Tensor, weight: Tensor, mask: Tensor | None, scale: float, return_weights: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-    """q, k, v [B,N,D], weight [H,D], mask [B,N] -> out [B,N,D]; pooled [B,H,D/H], log-sum-exp [B,H] and α [B,H,N] kept wide."""
-    pooled, lse, alpha = additive_pool.forward(q, weight, mask, scale, True, return_weights)
-    return gated_product.forward(pooled.flatten(1), k, v), pooled, lse, alpha
+    """q, k, v [B,N,D], weight [H,D], mask [B,N] -> out [B,N,D]; pooled [B,H,D/H], normaliser [B,H,2] and α [B,H,N] kept wide."""
+    pooled, normaliser, alpha = additive_pool.forward(q, weight, mask, scale, True, return_weights)
+    return gated_product.forward(pooled.flatten(1), k, v), pooled, normaliser, alpha
 
 
 def backward(
-    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, weight: Tensor, mask: Tensor | None, pooled: Tensor, lse: Tensor, scale: float
+    grad: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    weight: Tensor,
+    mask: Tensor | None,
+    pooled: Tensor,
+    normaliser: Tensor,
+    scale: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """grad [B,N,D] -> gradients of q, k, v, weight, and the inner gradient of the pooled query [B,H,D/H]."""
     grad_pooled, grad_k, grad_v = gated_product.backward(grad, pooled.flatten(1), k, v)
     grad_pooled = grad_pooled.view_as(pooled)
-    grad_q, grad_weight = additive_pool.backward(grad_pooled, q, weight, mask, pooled, lse, scale, True)
+    grad_q, grad_weight = additive_pool.backward(grad_pooled, q, weight, mask, pooled, normaliser, scale, True)
     return grad_q, grad_k, grad_v, grad_weight, grad_pooled
 
 
@@ -42,12 +50,12 @@ def double_backward(
     weight: Tensor,
     mask: Tensor | None,
     pooled: Tensor,
-    lse: Tensor,
+    normaliser: Tensor,
     grad_pooled: Tensor,
     scale: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Cotangents of backward's first four results (None = zero) -> total gradients of (grad, q, k, v, weight)."""
-    pool = (*widen(q.dtype, q, weight), mask, pooled, lse, scale, True)  # wide, so that the sums below are rounded once
+    pool = (*widen(q.dtype, q, weight), mask, pooled, normaliser, scale, True)  # wide, so that the sums below are rounded once
     cot_pooled, pool_q, pool_weight = additive_pool.double_backward(cot_q, cot_weight, grad_pooled, *pool)
     out_grad, out_g, out_k, out_v = gated_product.double_backward(
         cot_pooled.flatten(1), cot_k, cot_v, grad, pooled.flatten(1), k, v

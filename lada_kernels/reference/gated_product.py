@@ -44,4 +44,3 @@ def double_backward(
         (r * (gate * cot_v + cot_gate * wide_v)).to(k.dtype),
         (r * (gate * cot_k + cot_gate * wide_k)).to(v.dtype),
     )
-

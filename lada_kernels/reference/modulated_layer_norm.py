@@ -63,7 +63,6 @@ def double_backward(
     return out_grad.to(grad_dtype), out_x.to(x_dtype), out_gamma.to(gamma_dtype)
 
 
-
 def _normalise(x: Tensor, mean: Tensor, rstd: Tensor) -> Tensor:
     return (x - mean[:, :, None]) * rstd[:, :, None]  # [B, N, D]
 

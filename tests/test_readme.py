@@ -1,0 +1,47 @@
+"""The README keeps its word: its snippets run, in order, and the numbers in it are the recorded ones."""
+
+import json
+import re
+import warnings
+from pathlib import Path
+
+import torch
+
+from lada_kernels.training.data import load_digits
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+
+
+def test_snippets_run():
+    torch.manual_seed(0)
+    snippets = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    assert len(snippets) == README.count("```python") > 0
+    names = {}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the reference may be all that this machine has
+        for snippet in snippets:
+            exec(compile(snippet, "README.md", "exec"), names)
+    assert names["images"].grad is not None
+    assert names["penalty"] > 0
+
+
+def test_linked_files_exist():
+    links = re.findall(r"\]\((?!https?://)([^)#]+)", README)
+    assert links
+    assert [link for link in links if not (ROOT / link).exists()] == []
+
+
+def test_figures_of_the_demo_are_those_recorded():
+    figures = json.loads((ROOT / "docs" / "digits.json").read_text())
+    for text in (
+        f"after {figures['step']:,} steps",
+        f"the {len(load_digits(32)[0]):,} handwritten digits",
+        f"{100 * figures['classifier_accuracy']:.1f} % right",
+        f"among {figures['samples']:,} samples",
+        f"falls from {figures['frechet_untrained']:.0f}",
+        f"to {figures['frechet_trained']:.1f} (",
+    ):
+        assert text in README.replace("\n", " "), text
+    assert min(figures["class_histogram"]) > 0
+    assert len(figures["class_histogram"]) == 10

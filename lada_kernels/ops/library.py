@@ -79,12 +79,15 @@ class LastOrder(Function):
 
     @staticmethod
     def forward(op: str, double_backward: Callable[..., Any], needs: tuple[bool, ...], *args: Any) -> tuple[Tensor | None, ...]:
+        """The results of `double_backward(needs, *args)` that `needs` asks for."""
         return only(needs, double_backward(needs, *args))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple, output: tuple) -> None:
+        """Keep the op's name for the refusal."""
         ctx.op = inputs[0]
 
     @staticmethod
     def backward(ctx: Any, *_: Tensor | None) -> None:
+        """Refuse: this would be the third derivative."""
         raise NotImplementedError(f"{ctx.op} is differentiable twice; a third derivative was asked for")

@@ -15,7 +15,7 @@ from .precision import widen
 def forward(
     q: Tensor, k: Tensor, v: Tensor, weight: Tensor, mask: Tensor | None, scale: float, return_weights: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-    """q, k, v [B,N,D], weight [H,D], mask [B,N] -> out [B,N,D]; pooled [B,H,D/H], normaliser [B,H,2] and α [B,H,N] kept wide."""
+    """q, k, v [B,N,D], weight [H,D], mask [B,N] -> out [B,N,D]; pooled [B,H,D/H], normaliser [B,H,2] and α [B,H,N] wide."""
     pooled, normaliser, alpha = additive_pool.forward(q, weight, mask, scale, True, return_weights)
     return gated_product.forward(pooled.flatten(1), k, v), pooled, normaliser, alpha
 

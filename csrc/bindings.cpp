@@ -87,8 +87,8 @@ Shape shape(const ShapeTuple& s) {
 Tokens tokens(const TokensTuple& t) { return {at(std::get<0>(t)), std::get<1>(t), std::get<2>(t)}; }
 
 Pool pool(const PoolTuple& p) {
-  const auto& [x, weight, mask, pooled, log_sum_exp, scale, per_head] = p;
-  return {tokens(x), at(weight), at<uint8_t>(mask), at(pooled), at(log_sum_exp), scale, per_head};
+  const auto& [x, weight, mask, pooled, normaliser, scale, per_head] = p;
+  return {tokens(x), at(weight), at<uint8_t>(mask), at(pooled), at(normaliser), scale, per_head};
 }
 
 template <class Arguments> void launch(Status (*kernel)(const Arguments&), const Arguments& args) {

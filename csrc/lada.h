@@ -29,7 +29,7 @@ struct Pool {  // what every order of additive pooling reads
   const void* weight;     // A [H,D]
   const uint8_t* mask;    // [B,N] or null; 0 = the token takes no part
   void* pooled;           // A [B,H,E]; written by the forward
-  void* log_sum_exp;      // A [B,H]; written by the forward
+  void* normaliser;       // A [B,H,2], largest score m and Z = Σ exp(s - m), so that α = exp(s - m) / Z; written by the forward
   double scale;
   bool per_head;
 };

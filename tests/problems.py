@@ -77,7 +77,7 @@ def assert_accurate(
         return
     out_wide, tolerance = out.detach().double(), TOLERANCES[out.dtype]
     assert out_wide.isfinite().all(), f"{label}: {int((~out_wide.isfinite()).sum())} of {out.numel()} values are not finite"
-    extra = 8 * condition * roundoff(accumulation(out.dtype))  # α enters a second gradient up to three times
+    extra = 4 * condition * roundoff(accumulation(out.dtype))  # α enters a second gradient up to three times
     absolute = 32 * floor * roundoff(accumulation(out.dtype)) + torch.finfo(out.dtype).smallest_normal * roundoff(out.dtype)
     error, rms = (out_wide - truth).abs(), truth.square().mean().sqrt()
     row_rms = truth.square().mean(-1, keepdim=True).sqrt().clamp_min(rms)

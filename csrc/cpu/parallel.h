@@ -111,7 +111,9 @@ template <class A> class Scratch {
   A* data_ = nullptr;
 };
 
-template <class A> inline void set_zero(A* values, int64_t count) { std::memset(values, 0, count * sizeof(A)); }
+template <class A> inline void set_zero(A* values, int64_t count) {
+  if (count) std::memset(values, 0, count * sizeof(A));
+}
 
 template <class A> inline void add_to(A* sum, const A* values, int64_t count) {
   for_vectors<A>(0, count, [&](int64_t j, auto lanes) { store(sum + j, load(sum + j, lanes) + load(values + j, lanes), lanes); });

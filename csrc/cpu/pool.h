@@ -82,19 +82,28 @@ template <class T> struct Pooling {
         for (int64_t h = 0; h < H; ++h) s[t * H + h] = A(-kInfinity);
   }
 
-  // α = e^(s - lse), with lse repeated for every token of a block
-  void attention(Rows<const A> x, int64_t b, int64_t n, int64_t count, const A* lse, A* alpha) const {
+  // α = e^(s - m) / Z, with what repeat_normaliser made of m and Z
+  void attention(Rows<const A> x, int64_t b, int64_t n, int64_t count, const A* normaliser, A* alpha) const {
+    const A *largest = normaliser, *inverse = normaliser + block * H;
     scores(x, b, n, count, alpha);
-    subtract(alpha, lse, count * H);
+    subtract(alpha, largest, count * H);
     exp_all(alpha, count * H);
+    for_vectors<A>(0, count * H, [&](int64_t i, auto lanes) {
+      store(alpha + i, load(alpha + i, lanes) * load(inverse + i, lanes), lanes);
+    });
   }
 
-  // lse[b] for `attention`
-  void repeat_log_sum_exp(int64_t b, A* out) const {
-    const A* lse = static_cast<const A*>(pool.log_sum_exp) + b * H;
-    for (int64_t h = 0; h < H; ++h) out[h] = finite(lse[h]);
+  // m and 1/Z of batch element b for `attention`: [2,block,H]
+  void repeat_normaliser(int64_t b, A* out) const {
+    for (int64_t h = 0; h < H; ++h) {
+      out[h] = finite(normaliser(b, h)[0]);
+      out[block * H + h] = inverse(normaliser(b, h)[1]);
+    }
     repeat(out);
+    repeat(out + block * H);
   }
+
+  A* normaliser(int64_t b, int64_t h) const { return static_cast<A*>(pool.normaliser) + (b * H + h) * 2; }
 
   // t[h] = ⟨P_h, vectors_h⟩, repeated for every token of a block
   void repeat_inner(int64_t b, const A* vectors, A* out) const {
@@ -107,14 +116,21 @@ template <class T> struct Pooling {
     for (int64_t i = H; i < block * H; ++i) values[i] = values[i - H];
   }
 
+  // total[h] += what `places` [block,H] holds of head h
+  void sum_places(const A* places, A* total) const {
+    for (int64_t t = 0; t < block; ++t)
+      for (int64_t h = 0; h < H; ++h) total[h] += places[t * H + h];
+  }
+
   static void subtract(A* values, const A* other, int64_t count) {
     for_vectors<A>(0, count, [&](int64_t i, auto lanes) {
       store(values + i, load(values + i, lanes) - load(other + i, lanes), lanes);
     });
   }
 
-  // The log-sum-exp of a row without tokens is -inf, and there -inf - -inf must stay -inf.
-  static A finite(A value) { return value == A(-kInfinity) ? A(0) : value; }
+  // A row without tokens has m = -inf and Z = 0; its weights e^(-inf - 0) · 0 are zeros, not NaN.
+  static A finite(A largest) { return largest == A(-kInfinity) ? A(0) : largest; }
+  static A inverse(A total) { return total == 0 ? A(0) : 1 / total; }
 
   // out[t][h] = ⟨y_t, vectors_h⟩, y the pooled part of x
   void project(Rows<const A> x, int64_t count, const A* vectors, A* out) const {
@@ -147,6 +163,46 @@ template <class T> struct Pooling {
   }
 };
 
+// A sum over many vectors, kept accurate by adding them up in short runs first.
+template <class A> class RunningSum {
+ public:
+  // Adds to `total` as it finds it; `run` is working memory.
+  RunningSum(A* total, A* run, int64_t size) : total_(total), run_(run), size_(size) { set_zero(run, size); }
+  A* run() const { return run_; }
+  void added(int64_t vectors) {
+    constexpr int64_t kRun = 256;
+    if ((count_ += vectors) >= kRun) flush();
+  }
+  void flush() {
+    add_to(total_, run_, size_);
+    set_zero(run_, size_);
+    count_ = 0;
+  }
+
+ private:
+  A *total_, *run_;
+  int64_t size_, count_ = 0;
+};
+
+// The gradient of the weight, Σ c[t][h] x_t over all tokens: a sum per thread, added up in the threads' order.
+template <class A> class WeightSum {
+ public:
+  WeightSum(void* out, int64_t size, const Plan& plan)
+      : out_(static_cast<A*>(out)), size_(out ? size : 0), totals_(plan.threads, size_), runs_(plan.threads, size_) {
+    set_zero(totals_[0], plan.threads * size_);
+  }
+  bool wanted() const { return out_; }
+  RunningSum<A> open(int thread) const { return {totals_[thread], runs_[thread], size_}; }
+  void finish(int threads) const {
+    if (out_) totals_.sum(0, threads, out_);
+  }
+
+ private:
+  A* out_;
+  int64_t size_;
+  Partials<A> totals_, runs_;
+};
+
 // ---- forward: online softmax; each unit keeps its maximum, its sum and its weighted sum ----
 
 template <class T> class PoolForwardStages {
@@ -155,7 +211,7 @@ template <class T> class PoolForwardStages {
  public:
   PoolForwardStages(const Shape& shape, const Pool& pool, void* alpha, const Plan& plan)
       : p_(shape, pool), plan_(plan), alpha_(static_cast<A*>(alpha)), blocks_(shape, plan.threads),
-        states_(plan.units(), 2 * p_.H + p_.H * p_.E), scores_(plan.threads, 2 * p_.block * p_.H) {}
+        states_(plan.units(), 2 * p_.H + p_.H * p_.E), work_(plan.threads, 3 * p_.block * p_.H + p_.H * p_.E) {}
 
   auto pool() {
     return per_unit([this](const Unit& unit) { pool_unit(unit); });
@@ -163,25 +219,28 @@ template <class T> class PoolForwardStages {
   auto combine() {
     return per_batch([this](int64_t b) { combine_batch(b); });
   }
-  // Scores were kept while pooling; the log-sum-exp turns them into weights.
+  // Scores were kept while pooling; the normaliser turns them into weights.
   auto weigh() {
     return per_unit([this](const Unit& unit) {
       if (!alpha_) return;
       for (int64_t h = 0; h < p_.H; ++h) {
         A* alpha = alpha_ + (unit.b * p_.H + h) * p_.N;
-        const A lse = p_.finite(static_cast<const A*>(p_.pool.log_sum_exp)[unit.b * p_.H + h]);
-        for (int64_t n = unit.begin; n < unit.end; ++n) alpha[n] -= lse;
+        const A *normaliser = p_.normaliser(unit.b, h), largest = p_.finite(normaliser[0]), inverse = p_.inverse(normaliser[1]);
+        for (int64_t n = unit.begin; n < unit.end; ++n) alpha[n] -= largest;
         exp_all(alpha + unit.begin, unit.end - unit.begin);
+        for (int64_t n = unit.begin; n < unit.end; ++n) alpha[n] *= inverse;
       }
     });
   }
 
  private:
   void pool_unit(const Unit& unit) {
-    const int64_t H = p_.H, E = p_.E;
+    const int64_t H = p_.H, E = p_.E, size = p_.block * H;
     A *maximum = states_[unit.index], *total = maximum + H, *sum = total + H;
-    A *s = scores_[unit.thread], *shift = s + p_.block * H;
+    A *s = work_[unit.thread], *shift = s + size, *totals = shift + size;  // totals: Σ e^s for each place in a block by itself
+    RunningSum<A> sums(sum, totals + size, H * E);
     for (int64_t h = 0; h < H; ++h) maximum[h] = A(-kInfinity);
+    set_zero(totals, size);
     set_zero(total, H + H * E);
     for (int64_t n = unit.begin; n < unit.end; n += p_.block) {
       const int64_t count = smaller(p_.block, unit.end - n);
@@ -194,7 +253,8 @@ template <class T> class PoolForwardStages {
           for (int64_t t = 0; t < count; ++t) alpha_[(unit.b * H + h) * p_.N + n + t] = s[t * H + h];
         if (highest > maximum[h]) {
           const A factor = std::exp(maximum[h] - highest);
-          total[h] *= factor;
+          for (int64_t t = 0; t < p_.block; ++t) totals[t * H + h] *= factor;
+          sums.flush();
           for (int64_t j = 0; j < E; ++j) sum[h * E + j] *= factor;
           maximum[h] = highest;
         }
@@ -203,10 +263,12 @@ template <class T> class PoolForwardStages {
       p_.repeat(shift);
       p_.subtract(s, shift, count * H);
       exp_all(s, count * H);
-      for (int64_t t = 0; t < count; ++t)
-        for (int64_t h = 0; h < H; ++h) total[h] += s[t * H + h];
-      p_.pool_add(s, x, count, sum);
+      add_to(totals, s, count * H);
+      p_.pool_add(s, x, count, sums.run());
+      sums.added(count);
     }
+    sums.flush();
+    p_.sum_places(totals, total);
   }
 
   void combine_batch(int64_t b) {
@@ -222,9 +284,10 @@ template <class T> class PoolForwardStages {
         total += state[H + h] * factor;
         for (int64_t j = 0; j < E; ++j) pooled[h * E + j] += state[2 * H + h * E + j] * factor;
       }
-      static_cast<A*>(p_.pool.log_sum_exp)[b * H + h] = p_.finite(highest) + std::log(total);
-      const A normaliser = total == 0 ? A(0) : 1 / total;  // a row without tokens pools to zeros
-      for (int64_t j = 0; j < E; ++j) pooled[h * E + j] *= normaliser;
+      p_.normaliser(b, h)[0] = highest;
+      p_.normaliser(b, h)[1] = total;
+      const A inverse = p_.inverse(total);
+      for (int64_t j = 0; j < E; ++j) pooled[h * E + j] *= inverse;
     }
   }
 
@@ -232,7 +295,7 @@ template <class T> class PoolForwardStages {
   const Plan& plan_;
   A* alpha_;
   Blocks<T> blocks_;
-  Partials<A> states_, scores_;
+  Partials<A> states_, work_;
 };
 
 // ---- backward: one read of x, one write of its gradient ----
@@ -242,30 +305,26 @@ template <class T> class PoolBackwardStages {
 
  public:
   PoolBackwardStages(const Shape& shape, const Pool& pool, const void* grad, const Tokens& grad_x, void* grad_weight, const Plan& plan)
-      : p_(shape, pool), grad_(static_cast<const A*>(grad)), grad_x_(grad_x), grad_weight_(static_cast<A*>(grad_weight)),
-        streaming_(streams<T>(shape, grad_x)), blocks_(shape, plan.threads), coefficients_(plan.threads, 4 * p_.block * p_.H),
-        weight_sums_(plan.threads, grad_weight ? p_.H * p_.D : 0) {
-    set_zero(weight_sums_[0], grad_weight ? plan.threads * p_.H * p_.D : 0);
-  }
+      : p_(shape, pool), grad_(static_cast<const A*>(grad)), grad_x_(grad_x), streaming_(streams<T>(shape, grad_x)), blocks_(shape, plan.threads), work_(plan.threads, 5 * p_.block * p_.H),
+        weight_sum_(grad_weight, p_.H * p_.D, plan) {}
 
   auto backward() {
     return per_unit([this](const Unit& unit) { backward_unit(unit); });
   }
-  void finish(int threads) {
-    if (grad_weight_) weight_sums_.sum(0, threads, grad_weight_);
-  }
+  void finish(int threads) { weight_sum_.finish(threads); }
 
  private:
   void backward_unit(const Unit& unit) {
     const int64_t H = p_.H, E = p_.E, size = p_.block * H;
     const A* grad = grad_ + unit.b * H * E;
-    A *alpha = coefficients_[unit.thread], *e = alpha + size, *lse = e + size, *t = lse + size;
-    p_.repeat_log_sum_exp(unit.b, lse);
+    A *alpha = work_[unit.thread], *e = alpha + size, *t = e + size, *normaliser = t + size;
+    RunningSum<A> weight_sum = weight_sum_.open(unit.thread);
+    p_.repeat_normaliser(unit.b, normaliser);
     p_.repeat_inner(unit.b, grad, t);
     for (int64_t n = unit.begin; n < unit.end; n += p_.block) {
       const int64_t count = smaller(p_.block, unit.end - n);
       const Rows<const A> x = blocks_.read(p_.pool.x, p_.pool.mask, unit.b, n, count, p_.N, unit.thread);
-      p_.attention(x, unit.b, n, count, lse, alpha);
+      p_.attention(x, unit.b, n, count, normaliser, alpha);
       p_.project(x, count, grad, e);  // u
       for_vectors<A>(0, count * H, [&](int64_t i, auto lanes) {
         store(e + i, p_.scale * load(alpha + i, lanes) * (load(e + i, lanes) - load(t + i, lanes)), lanes);
@@ -274,17 +333,21 @@ template <class T> class PoolBackwardStages {
         const Term<A> full[] = {{{e, H}, p_.weight, H}}, own[] = {{{alpha, H}, {grad, E}, H}};
         p_.scatter(full, 1, own, 1, count, {row<T>(grad_x_, unit.b, n), grad_x_.token_stride}, streaming_);
       }
-      if (grad_weight_) accumulate<A>({e, H}, x, count, H, p_.D, {weight_sums_[unit.thread], p_.D});
+      if (weight_sum_.wanted()) {
+        accumulate<A>({e, H}, x, count, H, p_.D, {weight_sum.run(), p_.D});
+        weight_sum.added(count);
+      }
     }
+    weight_sum.flush();
   }
 
   Pooling<T> p_;
   const A* grad_;
   Tokens grad_x_;
-  A* grad_weight_;
   bool streaming_;
   Blocks<T> blocks_;
-  Partials<A> coefficients_, weight_sums_;
+  Partials<A> work_;
+  WeightSum<A> weight_sum_;
 };
 
 }  // namespace LADA_ISA

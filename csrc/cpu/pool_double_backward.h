@@ -20,12 +20,10 @@ template <class T> class PoolDoubleBackwardStages {
                            void* out_grad, const Tokens& out_x, void* out_weight, const A* extra, const Plan& plan)
       : p_(shape, pool), plan_(plan), grad_(static_cast<const A*>(grad)), cot_x_(cot_x),
         cot_weight_{static_cast<const A*>(cot_weight), p_.D}, out_grad_(static_cast<A*>(out_grad)), out_x_(out_x),
-        out_weight_(static_cast<A*>(out_weight)), extra_(extra), streaming_(streams<T>(shape, out_x)), blocks_(shape, plan.threads),
+        extra_(extra), streaming_(streams<T>(shape, out_x)), blocks_(shape, plan.threads),
         cot_blocks_(shape, plan.threads), scalars_(plan.chunks == 1 ? plan.threads : p_.B, kScalars * p_.N * p_.H),
-        work_(plan.threads, 7 * p_.block * p_.H), sums_(plan.units(), p_.H * p_.E + 2 * p_.H), means_(p_.B, 2 * p_.H),
-        weight_sums_(plan.threads, out_weight ? p_.H * p_.D : 0) {
-    set_zero(weight_sums_[0], out_weight ? plan.threads * p_.H * p_.D : 0);
-  }
+        work_(plan.threads, 8 * p_.block * p_.H + p_.H * p_.E), sums_(plan.units(), p_.H * p_.E + 2 * p_.H),
+        means_(p_.B, 2 * p_.H), weight_sum_(out_weight, p_.H * p_.D, plan) {}
 
   auto gather() {
     return per_unit([this](const Unit& unit) { gather_unit(unit); });
@@ -35,12 +33,10 @@ template <class T> class PoolDoubleBackwardStages {
   }
   auto scatter() {
     return per_unit([this](const Unit& unit) {
-      if (out_x_.data || out_weight_) scatter_unit(unit);
+      if (out_x_.data || weight_sum_.wanted()) scatter_unit(unit);
     });
   }
-  void finish(int threads) {
-    if (out_weight_) weight_sums_.sum(0, threads, out_weight_);
-  }
+  void finish(int threads) { weight_sum_.finish(threads); }
 
  private:
   A* scalars(const Unit& unit, Scalar which, int64_t n) {
@@ -51,18 +47,19 @@ template <class T> class PoolDoubleBackwardStages {
   void gather_unit(const Unit& unit) {
     const int64_t H = p_.H, E = p_.E, D = p_.D, size = p_.block * H;
     const A* grad = grad_ + unit.b * H * E;
-    A *lse = work_[unit.thread], *t = lse + size, *e = t + size, *weighted = e + size, *cross = weighted + size;
+    A *normaliser = work_[unit.thread], *t = normaliser + 2 * size, *e = t + size, *weighted = e + size, *cross = weighted + size;
     A *a_sums = cross + size, *z_sums = a_sums + size;  // Σ α a and Σ α z, for each place in a block by itself
     A *sum = sums_[unit.index], *a_sum = sum + H * E, *z_sum = a_sum + H;
+    RunningSum<A> pooled_sum(sum, z_sums + size, H * E), weight_sum = weight_sum_.open(unit.thread);
     set_zero(sum, H * E + 2 * H);
     set_zero(a_sums, 2 * size);
-    p_.repeat_log_sum_exp(unit.b, lse);
+    p_.repeat_normaliser(unit.b, normaliser);
     p_.repeat_inner(unit.b, grad, t);
     for (int64_t n = unit.begin; n < unit.end; n += p_.block) {
       const int64_t count = smaller(p_.block, unit.end - n);
       A *alpha = scalars(unit, kAlpha, n), *u = scalars(unit, kU, n), *a = scalars(unit, kA, n), *z = scalars(unit, kZ, n);
       const Rows<const A> x = blocks_.read(p_.pool.x, p_.pool.mask, unit.b, n, count, p_.N, unit.thread);
-      p_.attention(x, unit.b, n, count, lse, alpha);
+      p_.attention(x, unit.b, n, count, normaliser, alpha);
       p_.project(x, count, grad, u);
       set_zero(a, count * H);
       set_zero(z, count * H);
@@ -86,18 +83,18 @@ template <class T> class PoolDoubleBackwardStages {
         store(z_sums + i, load(z_sums + i, lanes) + alphav * zv, lanes);
         store(e + i, p_.scale * alphav * (uv - load(t + i, lanes)), lanes);
       });
-      p_.pool_add(weighted, x, count, sum);
+      p_.pool_add(weighted, x, count, pooled_sum.run());
       if (cot.data) {
-        p_.pool_add(alpha, cot, count, sum);
-        if (out_weight_) accumulate<A>({e, H}, cot, count, H, D, {weight_sums_[unit.thread], D});
+        p_.pool_add(alpha, cot, count, pooled_sum.run());
+        if (weight_sum_.wanted()) accumulate<A>({e, H}, cot, count, H, D, {weight_sum.run(), D});
       }
+      pooled_sum.added(count);
+      weight_sum.added(count);
     }
-    for (int64_t i = 0; i < p_.block; ++i) {
-      for (int64_t h = 0; h < H; ++h) {
-        a_sum[h] += a_sums[i * H + h];
-        z_sum[h] += z_sums[i * H + h];
-      }
-    }
+    pooled_sum.flush();
+    weight_sum.flush();
+    p_.sum_places(a_sums, a_sum);
+    p_.sum_places(z_sums, z_sum);
   }
 
   // ā and m over all tokens, and ∂ḡ = Σ α Y + Σ α a y - ā P
@@ -118,6 +115,7 @@ template <class T> class PoolDoubleBackwardStages {
   void scatter_unit(const Unit& unit) {
     const int64_t H = p_.H, E = p_.E, D = p_.D, size = p_.block * H;
     const A *grad = grad_ + unit.b * H * E, *extra = extra_ ? extra_ + unit.b * H * E : nullptr, *mean = means_[unit.b];
+    RunningSum<A> weight_sum = weight_sum_.open(unit.thread);
     A *a_mean = work_[unit.thread], *t = a_mean + size, *m = t + size, *extra_t = m + size, *sigma = extra_t + size;
     std::memcpy(a_mean, mean, H * sizeof(A));
     std::memcpy(m, mean + H, H * sizeof(A));
@@ -146,8 +144,12 @@ template <class T> class PoolDoubleBackwardStages {
         p_.scatter(full, cot_weight_.data ? 2 : 1, own, extra ? 2 : 1, count,
                    {row<T>(out_x_, unit.b, n), out_x_.token_stride}, streaming_);
       }
-      if (out_weight_) accumulate<A>({sigma, H}, x, count, H, D, {weight_sums_[unit.thread], D});
+      if (weight_sum_.wanted()) {
+        accumulate<A>({sigma, H}, x, count, H, D, {weight_sum.run(), D});
+        weight_sum.added(count);
+      }
     }
+    weight_sum.flush();
   }
 
   Pooling<T> p_;
@@ -157,11 +159,11 @@ template <class T> class PoolDoubleBackwardStages {
   Rows<const A> cot_weight_;
   A* out_grad_;
   Tokens out_x_;
-  A* out_weight_;
   const A* extra_;
   bool streaming_;
   Blocks<T> blocks_, cot_blocks_;
-  Partials<A> scalars_, work_, sums_, means_, weight_sums_;
+  Partials<A> scalars_, work_, sums_, means_;
+  WeightSum<A> weight_sum_;
 };
 
 }  // namespace LADA_ISA

@@ -61,9 +61,9 @@ class _Attention(Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple, output: tuple) -> None:
         *tensors, ctx.scale, _ = inputs
-        _, pooled, lse, alpha = output
-        ctx.save_for_backward(*tensors, pooled, lse)
-        ctx.mark_non_differentiable(pooled, lse, alpha)
+        _, pooled, normaliser, alpha = output
+        ctx.save_for_backward(*tensors, pooled, normaliser)
+        ctx.mark_non_differentiable(pooled, normaliser, alpha)
         ctx.set_materialize_grads(False)
 
     @staticmethod
@@ -86,10 +86,10 @@ class _AttentionBackward(Function):
         weight: Tensor,
         mask: Tensor | None,
         pooled: Tensor,
-        lse: Tensor,
+        normaliser: Tensor,
         scale: float,
     ) -> tuple[Tensor | None, ...]:
-        *grads, grad_pooled = _backward(needs, grad, q, k, v, weight, mask, pooled, lse, scale)
+        *grads, grad_pooled = _backward(needs, grad, q, k, v, weight, mask, pooled, normaliser, scale)
         return *library.only(needs, grads), grad_pooled
 
     @staticmethod
@@ -113,9 +113,9 @@ def _fake_forward(
     q: Tensor, k: Tensor, v: Tensor, weight: Tensor, mask: Tensor | None, scale: float, return_weights: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     (batch, tokens, channels), heads, wide = q.shape, weight.shape[0], accumulate_dtype(q.dtype)
-    pooled, lse = q.new_empty((batch, heads, channels // heads), dtype=wide), q.new_empty((batch, heads), dtype=wide)
+    pooled, normaliser = q.new_empty((batch, heads, channels // heads), dtype=wide), q.new_empty((batch, heads, 2), dtype=wide)
     alpha = q.new_empty((batch, heads, tokens), dtype=wide) if return_weights else q.new_empty(0)
-    return library.like(q), pooled, lse, alpha
+    return library.like(q), pooled, normaliser, alpha
 
 
 def _fake_backward(
@@ -140,7 +140,7 @@ _forward = library.entry_point(
 _backward = library.entry_point(
     "additive_attention",
     "backward",
-    f"(bool[] needs, Tensor grad, {_INPUTS}, Tensor pooled, Tensor lse, float scale)"
+    f"(bool[] needs, Tensor grad, {_INPUTS}, Tensor pooled, Tensor normaliser, float scale)"
     " -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
     2,
     _fake_backward,
@@ -149,7 +149,7 @@ _double_backward = library.entry_point(
     "additive_attention",
     "double_backward",
     "(bool[] needs, Tensor? cot_q, Tensor? cot_k, Tensor? cot_v, Tensor? cot_weight, Tensor grad, "
-    f"{_INPUTS}, Tensor pooled, Tensor lse, Tensor grad_pooled, float scale) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+    f"{_INPUTS}, Tensor pooled, Tensor normaliser, Tensor grad_pooled, float scale) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
     6,
     _fake_double_backward,
 )

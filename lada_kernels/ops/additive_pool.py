@@ -66,9 +66,9 @@ class _Pool(Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple, output: tuple) -> None:
         x, weight, mask, ctx.scale, ctx.per_head, _ = inputs
-        pooled, lse, alpha = output
-        ctx.save_for_backward(x, weight, mask, pooled, lse)
-        ctx.mark_non_differentiable(lse, alpha)
+        pooled, normaliser, alpha = output
+        ctx.save_for_backward(x, weight, mask, pooled, normaliser)
+        ctx.mark_non_differentiable(normaliser, alpha)
         ctx.set_materialize_grads(False)
 
     @staticmethod
@@ -89,11 +89,11 @@ class _PoolBackward(Function):
         weight: Tensor,
         mask: Tensor | None,
         pooled: Tensor,
-        lse: Tensor,
+        normaliser: Tensor,
         scale: float,
         per_head: bool,
     ) -> tuple[Tensor | None, ...]:
-        return library.only(needs, _backward(needs, grad, x, weight, mask, pooled, lse, scale, per_head))
+        return library.only(needs, _backward(needs, grad, x, weight, mask, pooled, normaliser, scale, per_head))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple, output: tuple) -> None:
@@ -116,7 +116,7 @@ def _fake_forward(
     (batch, tokens, channels), heads, wide = x.shape, weight.shape[0], accumulate_dtype(x.dtype)
     pooled = x.new_empty((batch, heads, channels // heads if per_head else channels), dtype=wide)
     alpha = x.new_empty((batch, heads, tokens), dtype=wide) if return_weights else x.new_empty(0)
-    return pooled, x.new_empty((batch, heads), dtype=wide), alpha
+    return pooled, x.new_empty((batch, heads, 2), dtype=wide), alpha
 
 
 def _fake_backward(needs: list[bool], grad: Tensor, x: Tensor, weight: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
@@ -129,7 +129,7 @@ def _fake_double_backward(
     return library.like(grad), library.like(x), library.like(weight)
 
 
-_SAVED = "Tensor x, Tensor weight, Tensor? mask, Tensor pooled, Tensor lse, float scale, bool per_head"
+_SAVED = "Tensor x, Tensor weight, Tensor? mask, Tensor pooled, Tensor normaliser, float scale, bool per_head"
 
 _forward = library.entry_point(
     "additive_pool",

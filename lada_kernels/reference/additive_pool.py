@@ -16,7 +16,10 @@ Double backward, given cotangents X of x̄ and W of w̄ (Y: X's pooled part). Di
     ∂x_n = α_n (a_n − ā) ḡ (pooled part) + τ Σ_h (e_nh W_h + σ_nh w_h)
     ∂w   = τ Σ_n (e_n X_n + σ_n x_n)
 
-P and log Σ exp s are functions of x and w here, so these are *total* derivatives: nothing flows back through what the
+The forward keeps P and, of the softmax, the normaliser (m, Z): the largest score and Σ exp(s − m), so that
+α = exp(s − m) / Z. A log-sum-exp would do in exact arithmetic; a large one is rounded so coarsely that Σ α ≠ 1.
+
+P, m and Z are functions of x and w here, so these are *total* derivatives: nothing flows back through what the
 forward saved. Masked tokens take no part: α = 0 there, and what they hold (NaN included) is never read into a sum.
 """
 
@@ -29,22 +32,30 @@ from .precision import accumulate_dtype
 def forward(
     x: Tensor, weight: Tensor, mask: Tensor | None, scale: float, per_head: bool, return_weights: bool
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """x [B,N,D], weight [H,D], mask [B,N] -> pooled [B,H,D/H] or [B,H,D], log-sum-exp [B,H] and α [B,H,N], all kept wide."""
+    """x [B,N,D], weight [H,D], mask [B,N] -> pooled [B,H,D/H] or [B,H,D], normaliser [B,H,2] and α [B,H,N], all kept wide."""
     x, weight = _widen(x, weight, mask)
     scores = _scores(x, weight, mask, scale)  # [B, H, N]
-    lse = scores.logsumexp(dim=-1)  # [B, H]
-    alpha = _attention(scores, lse)
-    return _pool(alpha, x, per_head), lse, alpha if return_weights else None
+    largest = scores.amax(-1)  # [B, H]
+    normaliser = torch.stack((largest, (scores - _finite(largest)[:, :, None]).exp().sum(-1)), dim=-1)  # [B, H, 2]
+    alpha = _attention(scores, normaliser)
+    return _pool(alpha, x, per_head), normaliser, alpha if return_weights else None
 
 
 def backward(
-    grad: Tensor, x: Tensor, weight: Tensor, mask: Tensor | None, pooled: Tensor, lse: Tensor, scale: float, per_head: bool
+    grad: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    mask: Tensor | None,
+    pooled: Tensor,
+    normaliser: Tensor,
+    scale: float,
+    per_head: bool,
 ) -> tuple[Tensor, Tensor]:
     """grad like pooled -> grad of x (x's dtype) and of weight (weight's dtype)."""
     x_dtype, weight_dtype = x.dtype, weight.dtype
     x, weight = _widen(x, weight, mask)
     grad = grad.to(x.dtype)
-    alpha = _attention(_scores(x, weight, mask, scale), lse)  # [B, H, N]
+    alpha = _attention(_scores(x, weight, mask, scale), normaliser)  # [B, H, N]
     e = alpha * (_project(x, grad, per_head) - (pooled * grad).sum(-1, keepdim=True))  # [B, H, N]
     grad_x = _scatter(alpha, grad, per_head) + scale * torch.einsum("bhn,hd->bnd", e, weight)
     grad_weight = scale * torch.einsum("bhn,bnd->hd", e, x)
@@ -59,7 +70,7 @@ def double_backward(
     weight: Tensor,
     mask: Tensor | None,
     pooled: Tensor,
-    lse: Tensor,
+    normaliser: Tensor,
     scale: float,
     per_head: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -70,7 +81,7 @@ def double_backward(
     cot_x = torch.zeros_like(x) if cot_x is None else _hide(cot_x.to(x.dtype), mask)
     cot_weight = torch.zeros_like(weight) if cot_weight is None else cot_weight.to(x.dtype)
 
-    alpha = _attention(_scores(x, weight, mask, scale), lse)  # [B, H, N]
+    alpha = _attention(_scores(x, weight, mask, scale), normaliser)  # [B, H, N]
     u, c = _project(x, grad, per_head), _project(cot_x, grad, per_head)  # [B, H, N]
     a = scale * (torch.einsum("bnd,hd->bhn", cot_x, weight) + torch.einsum("bnd,hd->bhn", x, cot_weight))
     t = (pooled * grad).sum(-1, keepdim=True)  # [B, H, 1]
@@ -102,9 +113,14 @@ def _scores(x: Tensor, weight: Tensor, mask: Tensor | None, scale: float) -> Ten
     return scores if mask is None else scores.masked_fill(~mask[:, None, :], -torch.inf)
 
 
-def _attention(scores: Tensor, lse: Tensor) -> Tensor:
-    """Softmax, not exp(s − lse): a large lse is rounded coarsely, Σα ≠ 1, and every difference from a mean suffers."""
-    return scores.softmax(-1).masked_fill((lse == -torch.inf)[:, :, None], 0.0)  # [B, H, N]; a row without tokens: 0, not NaN
+def _attention(scores: Tensor, normaliser: Tensor) -> Tensor:
+    largest, total = normaliser[..., None].unbind(2)  # [B, H, 1]
+    # A row without tokens has m = -inf and Z = 0, and weights exp(-inf - 0) / 1 = 0, not NaN.
+    return (scores - _finite(largest)).exp() / total.masked_fill(total == 0, 1.0)  # [B, H, N]
+
+
+def _finite(largest: Tensor) -> Tensor:
+    return largest.masked_fill(largest == -torch.inf, 0.0)
 
 
 def _by_head(x: Tensor, heads: int) -> Tensor:

@@ -152,8 +152,8 @@ def test_opcheck(dtype, mask, backend, device):
     inputs.append(ATTENTION.options(problem, device)["mask"])
     for return_weights in (False, True):
         opcheck(ops.additive_attention.default, (*inputs, 0.5, return_weights))
-    _, pooled, lse, _ = ops.additive_attention(*inputs, 0.5, False)
-    saved = (grad.detach(), *inputs, pooled, lse)
+    _, pooled, normaliser, _ = ops.additive_attention(*inputs, 0.5, False)
+    saved = (grad.detach(), *inputs, pooled, normaliser)
     for needs in ([True] * 4, [True, False, True, False], [False, True, False, True]):
         opcheck(ops.additive_attention_backward.default, (needs, *saved, 0.5))
     *_, grad_pooled = ops.additive_attention_backward([True] * 4, *saved, 0.5)

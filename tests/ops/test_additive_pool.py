@@ -242,9 +242,9 @@ def test_opcheck(dtype, per_head, mask, backend, device):
     mask = POOL.options(problem, device)["mask"]
     for return_weights in (False, True):
         opcheck(ops.additive_pool.default, (x, w, mask, 0.5, per_head, return_weights))
-    pooled, lse, _ = ops.additive_pool(x, w, mask, 0.5, per_head, False)
+    pooled, normaliser, _ = ops.additive_pool(x, w, mask, 0.5, per_head, False)
     grad = noise(pooled.shape, 0, pooled.dtype, device)
-    saved = (grad, x, w, mask, pooled, lse, 0.5, per_head)
+    saved = (grad, x, w, mask, pooled, normaliser, 0.5, per_head)
     cot_x, cot_w = noise(x.shape, 1, dtype, device), noise(w.shape, 2, dtype, device)
     for needs in ([True, True], [False, True], [True, False]):
         opcheck(ops.additive_pool_backward.default, (needs, *saved))

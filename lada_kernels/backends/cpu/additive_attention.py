@@ -18,17 +18,17 @@ def forward(
     (batch, count, channels), heads, dtype = q.shape, weight.shape[0], accumulate_dtype(q.dtype)
     out = dense_like(q)
     pooled = torch.empty((batch, heads, channels // heads), dtype=dtype)
-    lse = torch.empty((batch, heads), dtype=dtype)
+    normaliser = torch.empty((batch, heads, 2), dtype=dtype)
     alpha = torch.empty((batch, heads, count), dtype=dtype) if return_weights else None
     native.additive_attention_forward(
         shape(q, heads),
-        pool(q, weight, mask, pooled, lse, scale, True),
+        pool(q, weight, mask, pooled, normaliser, scale, True),
         address(alpha),
         tokens(k),
         tokens(v),
         tokens(out),
     )
-    return out, pooled, lse, alpha
+    return out, pooled, normaliser, alpha
 
 
 def backward(
@@ -40,7 +40,7 @@ def backward(
     weight: Tensor,
     mask: Tensor | None,
     pooled: Tensor,
-    lse: Tensor,
+    normaliser: Tensor,
     scale: float,
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None, Tensor]:
     """As `lada_kernels.reference.additive_attention.backward`."""
@@ -51,7 +51,7 @@ def backward(
     grad_weight, grad_pooled = wide_like(weight, q, needs[3]), dense_like(pooled)
     native.additive_attention_backward(
         shape(q, weight.shape[0]),
-        pool(q, weight, mask, pooled, lse, scale, True),
+        pool(q, weight, mask, pooled, normaliser, scale, True),
         tokens(grad),
         tokens(k),
         tokens(v),
@@ -77,7 +77,7 @@ def double_backward(
     weight: Tensor,
     mask: Tensor | None,
     pooled: Tensor,
-    lse: Tensor,
+    normaliser: Tensor,
     grad_pooled: Tensor,
     scale: float,
 ) -> tuple[Tensor | None, ...]:
@@ -92,7 +92,7 @@ def double_backward(
     out_weight = wide_like(weight, q, needs[4])
     native.additive_attention_double_backward(
         shape(q, weight.shape[0]),
-        pool(q, weight, mask, pooled, lse, scale, True),
+        pool(q, weight, mask, pooled, normaliser, scale, True),
         tokens(grad),
         tokens(k),
         tokens(v),

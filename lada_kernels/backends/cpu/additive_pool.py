@@ -15,10 +15,10 @@ def forward(
     x, weight, mask = operands(x, weight, mask)
     (batch, count, channels), heads, dtype = x.shape, weight.shape[0], accumulate_dtype(x.dtype)
     pooled = torch.empty((batch, heads, channels // heads if per_head else channels), dtype=dtype)
-    lse = torch.empty((batch, heads), dtype=dtype)
+    normaliser = torch.empty((batch, heads, 2), dtype=dtype)
     alpha = torch.empty((batch, heads, count), dtype=dtype) if return_weights else None
-    native.additive_pool_forward(shape(x, heads), pool(x, weight, mask, pooled, lse, scale, per_head), address(alpha))
-    return pooled, lse, alpha
+    native.additive_pool_forward(shape(x, heads), pool(x, weight, mask, pooled, normaliser, scale, per_head), address(alpha))
+    return pooled, normaliser, alpha
 
 
 def backward(
@@ -28,7 +28,7 @@ def backward(
     weight: Tensor,
     mask: Tensor | None,
     pooled: Tensor,
-    lse: Tensor,
+    normaliser: Tensor,
     scale: float,
     per_head: bool,
 ) -> tuple[Tensor | None, Tensor | None]:
@@ -39,7 +39,7 @@ def backward(
     grad_x, grad_weight = dense_like(x, needs[0]), wide_like(weight, x, needs[1])
     native.additive_pool_backward(
         shape(x, weight.shape[0]),
-        pool(x, weight, mask, pooled, lse, scale, per_head),
+        pool(x, weight, mask, pooled, normaliser, scale, per_head),
         address(grad),
         tokens(grad_x),
         address(grad_weight),
@@ -56,7 +56,7 @@ def double_backward(
     weight: Tensor,
     mask: Tensor | None,
     pooled: Tensor,
-    lse: Tensor,
+    normaliser: Tensor,
     scale: float,
     per_head: bool,
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
@@ -67,7 +67,7 @@ def double_backward(
     out_grad, out_x, out_weight = wide_like(grad, x), dense_like(x, needs[1]), wide_like(weight, x, needs[2])
     native.additive_pool_double_backward(
         shape(x, weight.shape[0]),
-        pool(x, weight, mask, pooled, lse, scale, per_head),
+        pool(x, weight, mask, pooled, normaliser, scale, per_head),
         address(grad),
         tokens(cot_x),
         address(cot_weight),
@@ -84,7 +84,7 @@ def operands(x: Tensor, weight: Tensor, mask: Tensor | None) -> tuple[Tensor, Te
 
 
 def pool(
-    x: Tensor, weight: Tensor, mask: Tensor | None, pooled: Tensor, lse: Tensor, scale: float, per_head: bool
+    x: Tensor, weight: Tensor, mask: Tensor | None, pooled: Tensor, normaliser: Tensor, scale: float, per_head: bool
 ) -> tuple[tuple[int, int, int], int, int, int, int, float, bool]:
     """`Pool` of csrc/lada.h."""
-    return tokens(x), address(weight), address(mask), address(pooled), address(lse), scale, per_head
+    return tokens(x), address(weight), address(mask), address(pooled), address(normaliser), scale, per_head

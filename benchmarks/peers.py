@@ -1,0 +1,62 @@
+"""What the kernels are measured against: LadaGAN as its official PyTorch code composes it, from plain torch operations.
+
+Written from the equations (arXiv 2401.09596) in the official order of operations: separate scale, softmax, head
+splits, einsum and products, a LayerNorm followed by its modulation.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lada_kernels.modules import LadaAttention, SelfModulatedLayerNorm
+
+
+def by_head(x: Tensor, heads: int) -> Tensor:
+    return x.unflatten(-1, (heads, -1)).transpose(1, 2)  # [B, H, N, d]
+
+
+def plain_attention(q: Tensor, k: Tensor, v: Tensor, score_weight: Tensor, score_bias: Tensor | None = None) -> Tensor:
+    """The attention core: q, k, v [B,N,D], score_weight [H,D] -> [B,N,D]."""
+    heads, channels = score_weight.shape
+    logits = F.linear(q, score_weight, score_bias) * (channels // heads) ** -0.5  # [B, N, H]
+    weights = logits.transpose(1, 2).softmax(dim=-1)  # [B, H, N]
+    q, k, v = by_head(q, heads), by_head(k, heads), by_head(v, heads)
+    global_query = torch.einsum("bhn,bhnd->bhd", weights, q).unsqueeze(2)  # [B, H, 1, d]
+    k = k * global_query
+    return (v * k).transpose(1, 2).flatten(2)
+
+
+class PlainAttention(nn.Module):
+    """The official module's order of operations on the parameters of a `LadaAttention`."""
+
+    def __init__(self, attention: LadaAttention) -> None:
+        super().__init__()
+        self.to_qkv, self.q_attn, self.to_out = attention.to_qkv, attention.q_attn, attention.to_out
+
+    def forward(self, x: Tensor, *, mask: None = None, return_weights: bool = False) -> Tensor:
+        q, k, v = self.to_qkv(x).chunk(3, dim=-1)
+        return self.to_out(plain_attention(q, k, v, self.q_attn.weight, self.q_attn.bias))
+
+
+class PlainModulatedNorm(nn.Module):
+    """The official self-modulated LayerNorm on the parameters of a `SelfModulatedLayerNorm`."""
+
+    def __init__(self, norm: SelfModulatedLayerNorm) -> None:
+        super().__init__()
+        self.h, self.mlp_gamma, self.mlp_beta, self.eps = norm.h, norm.mlp_gamma, norm.mlp_beta, norm.eps
+
+    def forward(self, x: Tensor, z: Tensor) -> Tensor:
+        h = self.h(z)
+        gamma, beta = self.mlp_gamma(h).unsqueeze(1), self.mlp_beta(h).unsqueeze(1)  # [B, 1, D]
+        return F.layer_norm(x, x.shape[-1:], eps=self.eps) * gamma + beta
+
+
+def make_plain(model: nn.Module) -> nn.Module:
+    """Replace our modules inside `model` by their plain twins, in place, sharing the parameters."""
+    plain = {LadaAttention: PlainAttention, SelfModulatedLayerNorm: PlainModulatedNorm}
+    for name, child in model.named_children():
+        if type(child) in plain:
+            setattr(model, name, plain[type(child)](child))
+        else:
+            make_plain(child)
+    return model

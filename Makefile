@@ -47,8 +47,9 @@ lint: $(INSTALLED)
 
 build: $(BUILT)
 
+# compat puts the checkout on sys.path; the other editable mode also answers for copies of the package found elsewhere.
 $(BUILT): $(INSTALLED) $(SOURCES)
-	$(BIN)/python -m pip install --quiet --no-build-isolation --no-deps --editable .
+	$(BIN)/python -m pip install --quiet --no-build-isolation --no-deps --config-settings editable_mode=compat --editable .
 	$(BIN)/python -m lada_kernels.info
 	@touch $@
 

@@ -87,8 +87,7 @@ class LadaAttention(nn.Module):
         if mask is not None:
             # Without any token alpha sums to zero, not one, and takes b_q with it.
             g = g.masked_fill(~mask.any(dim=1, keepdim=True), 0)
-        k, v = functional.linear(x, w_kv, b_kv).chunk(2, dim=-1)  # [B, N, D] each, read in place by the op
-        out = gated_product(g, k, v)
+        out = gated_product(g, functional.linear(x, w_kv, b_kv))  # k and v side by side: [B, N, 2D] -> [B, N, D]
         return (out, weights) if return_weights else out
 
     def _unfolded(self, x: Tensor, mask: Tensor | None, return_weights: bool) -> Tensor | tuple[Tensor, Tensor]:

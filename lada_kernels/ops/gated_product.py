@@ -8,13 +8,14 @@ from torch.autograd import Function
 from . import checks, library
 
 
-def gated_product(g: Tensor, k: Tensor, v: Tensor) -> Tensor:
+def gated_product(g: Tensor, k: Tensor, v: Tensor | None = None) -> Tensor:
     r"""g_i · k_ni · v_ni for every token n and channel i: the second half of LadaGAN's attention (arXiv 2401.09596).
 
     Args:
         g: [B, D], in k's dtype or the accumulation dtype (float32; float64 for float64).
         k, v: [B, N, D]; float32, bfloat16, float16 or float64, the same for both. Read in place if their last dimension is
-            dense: the two halves of one projection need no copy.
+            dense: the two halves of one projection need no copy. Without v, k is [B, N, 2D] and holds both side by side;
+            its gradients then come in one piece too, where those of two halves would be copied together.
 
     Returns:
         [B, N, D] in k's dtype.
@@ -25,14 +26,20 @@ def gated_product(g: Tensor, k: Tensor, v: Tensor) -> Tensor:
         NotImplementedError: in a third derivative.
     """
     checks.tokens("k", k)
-    checks.like("v", v, "k", k)
-    checks.parameter("g", g, (k.shape[0], k.shape[2]), "[B, D]", "k", k)
+    channels = k.shape[2]
+    if v is not None:
+        checks.like("v", v, "k", k)
+    elif channels % 2:
+        raise ValueError(f"k: got shape {checks.shape(k)}, expected [B, N, 2D] as v is not given")
+    else:
+        channels //= 2
+    checks.parameter("g", g, (k.shape[0], channels), "[B, D]", "k", k)
     return _Gate.apply(g, k, v)
 
 
 class _Gate(Function):
     @library.positional
-    def forward(g: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    def forward(g: Tensor, k: Tensor, v: Tensor | None) -> Tensor:
         return _forward(g, k, v)
 
     @staticmethod
@@ -50,7 +57,7 @@ class _Gate(Function):
 class _GateBackward(Function):
     # Every parameter is named: torch.compile counts them to tell whether a forward takes ctx.
     @library.positional
-    def forward(needs: tuple[bool, ...], grad: Tensor, g: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor | None, ...]:
+    def forward(needs: tuple[bool, ...], grad: Tensor, g: Tensor, k: Tensor, v: Tensor | None) -> tuple[Tensor | None, ...]:
         return library.only(needs, _backward(needs, grad, g, k, v))
 
     @staticmethod
@@ -66,30 +73,32 @@ class _GateBackward(Function):
         return None, *library.LastOrder.apply("gated_product", _double_backward, *args)
 
 
-def _fake_forward(g: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    return library.like(k)
+def _fake_forward(g: Tensor, k: Tensor, v: Tensor | None) -> Tensor:
+    return k.new_empty((*k.shape[:2], g.shape[1]))
 
 
-def _fake_backward(needs: list[bool], grad: Tensor, *inputs: Tensor) -> tuple[Tensor, ...]:
-    return tuple(map(library.like, inputs))
+def _fake_backward(needs: list[bool], grad: Tensor, *inputs: Tensor | None) -> tuple[Tensor | None, ...]:
+    return tuple([tensor if tensor is None else library.like(tensor) for tensor in inputs])
 
 
-def _fake_double_backward(needs: list[bool], cot_g: Tensor, cot_k: Tensor, cot_v: Tensor, *args: Tensor) -> tuple[Tensor, ...]:
-    return tuple(map(library.like, args))
+def _fake_double_backward(
+    needs: list[bool], cot_g: Tensor | None, cot_k: Tensor | None, cot_v: Tensor | None, *args: Tensor | None
+) -> tuple[Tensor | None, ...]:
+    return _fake_backward(needs, args[0], *args)
 
 
-_forward = library.entry_point("gated_product", "forward", "(Tensor g, Tensor k, Tensor v) -> Tensor", 1, _fake_forward)
+_forward = library.entry_point("gated_product", "forward", "(Tensor g, Tensor k, Tensor? v) -> Tensor", 1, _fake_forward)
 _backward = library.entry_point(
     "gated_product",
     "backward",
-    "(bool[] needs, Tensor grad, Tensor g, Tensor k, Tensor v) -> (Tensor, Tensor, Tensor)",
+    "(bool[] needs, Tensor grad, Tensor g, Tensor k, Tensor? v) -> (Tensor, Tensor, Tensor)",
     3,
     _fake_backward,
 )
 _double_backward = library.entry_point(
     "gated_product",
     "double_backward",
-    "(bool[] needs, Tensor? cot_g, Tensor? cot_k, Tensor? cot_v, Tensor grad, Tensor g, Tensor k, Tensor v)"
+    "(bool[] needs, Tensor? cot_g, Tensor? cot_k, Tensor? cot_v, Tensor grad, Tensor g, Tensor k, Tensor? v)"
     " -> (Tensor, Tensor, Tensor, Tensor)",
     6,
     _fake_double_backward,

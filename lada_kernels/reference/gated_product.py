@@ -8,6 +8,8 @@ Double backward, given cotangents G, K, V of ḡ, k̄, v̄: differentiate ⟨G, 
 Σ_n r̄_n (G k_n v_n + g (K_n v_n + V_n k_n)):
 
     ∂r̄ = g (K v + V k) + G k v     ∂g = Σ_n r̄_n (K_n v_n + V_n k_n)     ∂k = r̄ (g V + G v)     ∂v = r̄ (g K + G k)
+
+Without v, k is [B,N,2D] and holds k and v side by side, and so do its gradients and cotangents.
 """
 
 import torch
@@ -16,31 +18,48 @@ from torch import Tensor
 from .precision import widen
 
 
-def forward(g: Tensor, k: Tensor, v: Tensor) -> Tensor:
+def forward(g: Tensor, k: Tensor, v: Tensor | None) -> Tensor:
     """g [B,D], k and v [B,N,D] -> [B,N,D] in k's dtype."""
-    gate, wide_k, wide_v = widen(k.dtype, g[:, None], k, v)
+    gate, wide_k, wide_v = widen(k.dtype, g[:, None], *_halves(k, v))
     return (gate * wide_k * wide_v).to(k.dtype)
 
 
-def backward(grad: Tensor, g: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def backward(grad: Tensor, g: Tensor, k: Tensor, v: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
     """grad [B,N,D] -> gradients of g, k, v, each in its tensor's dtype."""
-    r, gate, wide_k, wide_v = widen(k.dtype, grad, g[:, None], k, v)
+    r, gate, wide_k, wide_v = widen(k.dtype, grad, g[:, None], *_halves(k, v))
     grad_g = (r * wide_k * wide_v).sum(1)  # [B, D]
-    return grad_g.to(g.dtype), (r * gate * wide_v).to(k.dtype), (r * gate * wide_k).to(v.dtype)
+    return grad_g.to(g.dtype), *_joined(r * gate * wide_v, r * gate * wide_k, k, v)
 
 
 def double_backward(
-    cot_g: Tensor | None, cot_k: Tensor | None, cot_v: Tensor | None, grad: Tensor, g: Tensor, k: Tensor, v: Tensor
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    cot_g: Tensor | None,
+    cot_k: Tensor | None,
+    cot_v: Tensor | None,
+    grad: Tensor,
+    g: Tensor,
+    k: Tensor,
+    v: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
     """Cotangents of backward's three results (None = zero) -> gradients of (grad, g, k, v)."""
     cot_g = torch.zeros_like(g) if cot_g is None else cot_g
     cot_k = torch.zeros_like(k) if cot_k is None else cot_k
-    cot_v = torch.zeros_like(v) if cot_v is None else cot_v
-    cot_gate, cot_k, cot_v, r, gate, wide_k, wide_v = widen(k.dtype, cot_g[:, None], cot_k, cot_v, grad, g[:, None], k, v)
+    cot_v = torch.zeros_like(v) if cot_v is None and v is not None else cot_v
+    cot_gate, cot_k, cot_v, r, gate, wide_k, wide_v = widen(
+        k.dtype, cot_g[:, None], *_halves(cot_k, cot_v), grad, g[:, None], *_halves(k, v)
+    )
     cross = cot_k * wide_v + cot_v * wide_k  # [B, N, D]
     return (
         (gate * cross + cot_gate * wide_k * wide_v).to(grad.dtype),
         (r * cross).sum(1).to(g.dtype),
-        (r * (gate * cot_v + cot_gate * wide_v)).to(k.dtype),
-        (r * (gate * cot_k + cot_gate * wide_k)).to(v.dtype),
+        *_joined(r * (gate * cot_v + cot_gate * wide_v), r * (gate * cot_k + cot_gate * wide_k), k, v),
     )
+
+
+def _halves(k: Tensor, v: Tensor | None) -> tuple[Tensor, Tensor]:
+    return k.chunk(2, -1) if v is None else (k, v)
+
+
+def _joined(grad_k: Tensor, grad_v: Tensor, k: Tensor, v: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    if v is None:
+        return torch.cat((grad_k, grad_v), -1).to(k.dtype), None
+    return grad_k.to(k.dtype), grad_v.to(v.dtype)

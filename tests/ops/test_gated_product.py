@@ -43,6 +43,31 @@ def test_one_tensor_as_both_factors(backend, device):
     torch.testing.assert_close(got, truth, rtol=1e-13, atol=1e-13)
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_factors_side_by_side(dtype, backend, device):
+    inputs = make_inputs(GATE, Problem(3, 37, 24), dtype, device)
+    grad, (cot_g, cot_k, cot_v) = make_cotangents(GATE, Problem(3, 37, 24), inputs)
+    g, kv = inputs[0], torch.cat(inputs[1:], -1).detach().requires_grad_()
+
+    def orders(attend):
+        out = attend()
+        firsts = torch.autograd.grad(out, (g, kv), grad, create_graph=True)
+        seconds = torch.autograd.grad(firsts, (grad, g, kv), (cot_g, torch.cat((cot_k, cot_v), -1)))
+        return out, *firsts, *seconds
+
+    together, apart = orders(lambda: gated_product(g, kv)), orders(lambda: gated_product(g, *kv.chunk(2, -1)))
+    for one, other in zip(together, apart, strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=0)
+
+
+def test_opcheck_side_by_side(backend, device):
+    ops, (g, kv, grad) = torch.ops.lada_kernels, (noise(shape, 3, device=device) for shape in ((2, 6), (2, 5, 12), (2, 5, 6)))
+    opcheck(ops.gated_product.default, (g, kv, None))
+    opcheck(ops.gated_product_backward.default, ([True, True, False], grad, g, kv, None))
+    for cotangents in ((g, kv, None), (None, kv, None), (g, None, None)):
+        opcheck(ops.gated_product_double_backward.default, ([True, True, True, False], *cotangents, grad, g, kv, None))
+
+
 G, K = torch.zeros(2, 6), torch.zeros(2, 5, 6)
 REFUSED = {
     "k of two dimensions": ((G, K[0], K), ValueError, r"k: got shape \[5, 6\], expected \[B, N, D\]"),
@@ -51,6 +76,7 @@ REFUSED = {
     "fewer tokens in v": ((G, K, K[:, :4]), ValueError, r"v: got shape \[2, 4, 6\], expected k's shape \[2, 5, 6\]"),
     "v in another dtype": ((G, K, K.half()), TypeError, r"v: got dtype torch.float16, expected k's dtype torch.float32"),
     "v elsewhere": ((G, K, K.to("meta")), ValueError, r"v: got device meta, expected k's device cpu"),
+    "an odd k alone": ((G, K[..., :5]), ValueError, r"k: got shape \[2, 5, 5\], expected \[B, N, 2D\] as v is not given"),
     "g with tokens": ((K, K, K), ValueError, r"g: got shape \[2, 5, 6\], expected \[B, D\] = \[2, 6\]"),
     "g of another batch": ((G[:1], K, K), ValueError, r"g: got shape \[1, 6\], expected \[B, D\] = \[2, 6\]"),
     "integer g": ((G.long(), K, K), TypeError, r"g: got dtype torch.int64, expected torch.float32 beside k"),

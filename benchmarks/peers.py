@@ -5,8 +5,8 @@ splits, einsum and products, a LayerNorm followed by its modulation.
 """
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn import functional
 
 from lada_kernels.modules import LadaAttention, SelfModulatedLayerNorm
 
@@ -18,7 +18,7 @@ def by_head(x: Tensor, heads: int) -> Tensor:
 def plain_attention(q: Tensor, k: Tensor, v: Tensor, score_weight: Tensor, score_bias: Tensor | None = None) -> Tensor:
     """The attention core: q, k, v [B,N,D], score_weight [H,D] -> [B,N,D]."""
     heads, channels = score_weight.shape
-    logits = F.linear(q, score_weight, score_bias) * (channels // heads) ** -0.5  # [B, N, H]
+    logits = functional.linear(q, score_weight, score_bias) * (channels // heads) ** -0.5  # [B, N, H]
     weights = logits.transpose(1, 2).softmax(dim=-1)  # [B, H, N]
     q, k, v = by_head(q, heads), by_head(k, heads), by_head(v, heads)
     global_query = torch.einsum("bhn,bhnd->bhd", weights, q).unsqueeze(2)  # [B, H, 1, d]
@@ -48,7 +48,7 @@ class PlainModulatedNorm(nn.Module):
     def forward(self, x: Tensor, z: Tensor) -> Tensor:
         h = self.h(z)
         gamma, beta = self.mlp_gamma(h).unsqueeze(1), self.mlp_beta(h).unsqueeze(1)  # [B, 1, D]
-        return F.layer_norm(x, x.shape[-1:], eps=self.eps) * gamma + beta
+        return functional.layer_norm(x, x.shape[-1:], eps=self.eps) * gamma + beta
 
 
 def make_plain(model: nn.Module) -> nn.Module:

@@ -5,8 +5,8 @@ from typing import Any
 from torch import Tensor
 from torch.autograd import Function
 
-from . import checks, library
 from ..reference.precision import accumulate_dtype
+from . import checks, library
 from .additive_pool import default_scale
 
 
@@ -149,7 +149,8 @@ _double_backward = library.entry_point(
     "additive_attention",
     "double_backward",
     "(bool[] needs, Tensor? cot_q, Tensor? cot_k, Tensor? cot_v, Tensor? cot_weight, Tensor grad, "
-    f"{_INPUTS}, Tensor pooled, Tensor normaliser, Tensor grad_pooled, float scale) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+    f"{_INPUTS}, Tensor pooled, Tensor normaliser, Tensor grad_pooled, float scale)"
+    " -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
     6,
     _fake_double_backward,
 )

@@ -5,8 +5,8 @@ from typing import Any
 from torch import Tensor
 from torch.autograd import Function
 
-from . import checks, library
 from ..reference.precision import accumulate_dtype
+from . import checks, library
 
 
 def additive_pool(

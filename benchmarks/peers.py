@@ -8,22 +8,39 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from lada_kernels.modules import LadaAttention, SelfModulatedLayerNorm
+from lada_kernels.modules import BatchNorm2d, LadaAttention, SelfModulatedLayerNorm
 
 
 def by_head(x: Tensor, heads: int) -> Tensor:
     return x.unflatten(-1, (heads, -1)).transpose(1, 2)  # [B, H, N, d]
 
 
+def plain_pool(x: Tensor, score_weight: Tensor, score_bias: Tensor | None = None, *, per_head: bool = True) -> Tensor:
+    """Tokens pooled by softmax: x [B,N,D], score_weight [H,D] -> [B,H,D/H], or [B,H,D] where each head pools all channels."""
+    heads, channels = score_weight.shape
+    logits = functional.linear(x, score_weight, score_bias) * (channels // heads) ** -0.5  # [B, N, H]
+    weights = logits.transpose(1, 2).softmax(dim=-1)  # [B, H, N]
+    return torch.einsum("bhn,bhnd->bhd", weights, by_head(x, heads)) if per_head else weights @ x
+
+
+def plain_gated_product(g: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """g [B,D], k and v [B,N,D] -> [B,N,D]."""
+    k = k * g.unsqueeze(1)
+    return v * k
+
+
 def plain_attention(q: Tensor, k: Tensor, v: Tensor, score_weight: Tensor, score_bias: Tensor | None = None) -> Tensor:
     """The attention core: q, k, v [B,N,D], score_weight [H,D] -> [B,N,D]."""
-    heads, channels = score_weight.shape
-    logits = functional.linear(q, score_weight, score_bias) * (channels // heads) ** -0.5  # [B, N, H]
-    weights = logits.transpose(1, 2).softmax(dim=-1)  # [B, H, N]
-    q, k, v = by_head(q, heads), by_head(k, heads), by_head(v, heads)
-    global_query = torch.einsum("bhn,bhnd->bhd", weights, q).unsqueeze(2)  # [B, H, 1, d]
+    heads = score_weight.shape[0]
+    global_query = plain_pool(q, score_weight, score_bias).unsqueeze(2)  # [B, H, 1, d]
+    k, v = by_head(k, heads), by_head(v, heads)
     k = k * global_query
     return (v * k).transpose(1, 2).flatten(2)
+
+
+def plain_modulated_layer_norm(x: Tensor, gamma: Tensor, beta: Tensor, eps: float = 1e-6) -> Tensor:
+    """x [B,N,D], gamma and beta [B,D] -> [B,N,D]."""
+    return functional.layer_norm(x, x.shape[-1:], eps=eps) * gamma.unsqueeze(1) + beta.unsqueeze(1)
 
 
 class PlainAttention(nn.Module):
@@ -51,9 +68,22 @@ class PlainModulatedNorm(nn.Module):
         return functional.layer_norm(x, x.shape[-1:], eps=self.eps) * gamma + beta
 
 
+def plain_batch_norm(norm: BatchNorm2d) -> nn.BatchNorm2d:
+    """torch's own on the parameters and buffers of ours."""
+    plain = nn.BatchNorm2d(norm.num_features, norm.eps, norm.momentum)
+    plain.weight, plain.bias = norm.weight, norm.bias
+    for name, buffer in norm.named_buffers():
+        plain.register_buffer(name, buffer)
+    return plain
+
+
 def make_plain(model: nn.Module) -> nn.Module:
     """Replace our modules inside `model` by their plain twins, in place, sharing the parameters."""
-    plain = {LadaAttention: PlainAttention, SelfModulatedLayerNorm: PlainModulatedNorm}
+    plain = {
+        LadaAttention: PlainAttention,
+        SelfModulatedLayerNorm: PlainModulatedNorm,
+        BatchNorm2d: plain_batch_norm,
+    }
     for name, child in model.named_children():
         if type(child) in plain:
             setattr(model, name, plain[type(child)](child))

@@ -13,6 +13,7 @@ from torch.nn import functional
 
 from lada_kernels.models.flavor import Flavor, init_weights, resolve_flavor
 from lada_kernels.modules import Ladaformer, SMLadaformer
+from lada_kernels.modules.batch_norm import BatchNorm2d
 from lada_kernels.modules.feature_map import to_feature_map, to_tokens
 
 LEAKY_SLOPE = 0.2
@@ -204,8 +205,8 @@ class SamePadConv2d(nn.Conv2d):
         return super().forward(functional.pad(x, (0, 1, 0, 1)))
 
 
-def _batch_norm(channels: int, flavor: Flavor) -> nn.BatchNorm2d:
-    return nn.BatchNorm2d(channels, eps=flavor.bn_eps, momentum=flavor.bn_momentum)
+def _batch_norm(channels: int, flavor: Flavor) -> BatchNorm2d:
+    return BatchNorm2d(channels, eps=flavor.bn_eps, momentum=flavor.bn_momentum)
 
 
 def _decoder(channels: int, widths: Sequence[int], flavor: Flavor) -> nn.Sequential:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from lada_kernels.modules import BatchNorm2d, LadaAttention, SelfModulatedLayerNorm
+from lada_kernels.modules import BatchNorm2d, Conv2d, LadaAttention, SelfModulatedLayerNorm
 
 
 def by_head(x: Tensor, heads: int) -> Tensor:
@@ -68,6 +68,15 @@ class PlainModulatedNorm(nn.Module):
         return functional.layer_norm(x, x.shape[-1:], eps=self.eps) * gamma + beta
 
 
+def plain_convolution(conv: Conv2d) -> nn.Conv2d:
+    """torch's own on the parameters of ours."""
+    plain = nn.Conv2d(
+        conv.in_channels, conv.out_channels, conv.kernel_size, conv.stride, conv.padding, bias=conv.bias is not None
+    )
+    plain.weight, plain.bias = conv.weight, conv.bias
+    return plain
+
+
 def plain_batch_norm(norm: BatchNorm2d) -> nn.BatchNorm2d:
     """torch's own on the parameters and buffers of ours."""
     plain = nn.BatchNorm2d(norm.num_features, norm.eps, norm.momentum)
@@ -83,6 +92,7 @@ def make_plain(model: nn.Module) -> nn.Module:
         LadaAttention: PlainAttention,
         SelfModulatedLayerNorm: PlainModulatedNorm,
         BatchNorm2d: plain_batch_norm,
+        Conv2d: plain_convolution,
     }
     for name, child in model.named_children():
         if type(child) in plain:

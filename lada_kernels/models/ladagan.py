@@ -145,15 +145,15 @@ class Discriminator(nn.Module):
             raise ValueError(f"out_dim must hold two widths, got {list(out_dim)}")
         width = enc_dim[-1]
         self.img_size = 16 * 2 ** (len(enc_dim) - 1)
-        self.inp_conv = nn.Sequential(nn.Conv2d(3, enc_dim[0], 3, padding=1, bias=False), nn.LeakyReLU(LEAKY_SLOPE))
+        self.inp_conv = nn.Sequential(Conv2d(3, enc_dim[0], 3, padding=1, bias=False), nn.LeakyReLU(LEAKY_SLOPE))
         self.encoder = nn.ModuleList(DownBlock(enc_dim[i], enc_dim[i + 1], flavor=flavor) for i in range(len(enc_dim) - 1))
         self.pos_256 = nn.Parameter(torch.empty(1, 256, width))
         self.block_256 = Ladaformer(256, width, heads, mlp_dim, ln_eps=flavor.ln_eps, fold_query=fold_query)
-        self.conv_256 = nn.Conv2d(4 * width, out_dim[0], 3, padding=1)
+        self.conv_256 = Conv2d(4 * width, out_dim[0], 3, padding=1)
         self.logits = nn.Sequential(
-            nn.Conv2d(out_dim[0], out_dim[1], 1, bias=False),
+            Conv2d(out_dim[0], out_dim[1], 1, bias=False),
             nn.LeakyReLU(LEAKY_SLOPE),
-            nn.Conv2d(out_dim[1], 1, 4, bias=False),
+            Conv2d(out_dim[1], 1, 4, bias=False),
         )
         init_weights(self, flavor)
 
@@ -176,18 +176,18 @@ class DownBlock(nn.Module):
     def __init__(self, in_planes: int, out_planes: int, *, flavor: Flavor | str = "torch") -> None:
         super().__init__()
         flavor = resolve_flavor(flavor)
-        halving = SamePadConv2d if flavor.same_pad else nn.Conv2d
+        halving = SamePadConv2d if flavor.same_pad else Conv2d
         self.main = nn.Sequential(
             halving(in_planes, out_planes, 3, 2, 0 if flavor.same_pad else 1, bias=False),
             _batch_norm(out_planes, flavor),
             nn.LeakyReLU(LEAKY_SLOPE),
-            nn.Conv2d(out_planes, out_planes, 3, padding=1, bias=False),
+            Conv2d(out_planes, out_planes, 3, padding=1, bias=False),
             _batch_norm(out_planes, flavor),
             nn.LeakyReLU(LEAKY_SLOPE),
         )
         self.direct = nn.Sequential(
             nn.AvgPool2d(2),
-            nn.Conv2d(in_planes, out_planes, 1, bias=False),
+            Conv2d(in_planes, out_planes, 1, bias=False),
             _batch_norm(out_planes, flavor),
             nn.LeakyReLU(LEAKY_SLOPE),
         )
@@ -197,7 +197,7 @@ class DownBlock(nn.Module):
         return (self.main(x) + self.direct(x)) / 2
 
 
-class SamePadConv2d(nn.Conv2d):
+class SamePadConv2d(Conv2d):
     """For 3x3 kernels of stride 2: pads 0 before and 1 after, as TensorFlow's "same" does for even sizes."""
 
     def forward(self, x: Tensor) -> Tensor:

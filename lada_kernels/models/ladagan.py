@@ -12,8 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from lada_kernels.models.flavor import Flavor, init_weights, resolve_flavor
-from lada_kernels.modules import Ladaformer, SMLadaformer
-from lada_kernels.modules.batch_norm import BatchNorm2d
+from lada_kernels.modules import BatchNorm2d, Conv2d, Ladaformer, SMLadaformer
 from lada_kernels.modules.feature_map import to_feature_map, to_tokens
 
 LEAKY_SLOPE = 0.2

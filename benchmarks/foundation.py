@@ -1,0 +1,363 @@
+"""What the CPU kernels are worth: ops against the byte bound and the plain composition, modules, a training step, tiny calls.
+
+    python -m benchmarks.foundation
+
+Two threads; on a machine with more cores the rest stays idle. `--only` writes the sections named, and nothing else, to `--out`.
+"""
+
+import copy
+import dataclasses
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+import tyro
+from torch import Tensor, nn
+from torch.nn.functional import softplus
+
+from benchmarks import peers
+from benchmarks.harness import (
+    Contestant,
+    Row,
+    copying,
+    describe,
+    keep_freed_memory,
+    save,
+    speedup,
+    start_report,
+    trial,
+    worst_error,
+)
+from lada_kernels import additive_attention, additive_pool, gated_product, modulated_layer_norm, use_backend
+from lada_kernels.modules import LadaAttention
+from lada_kernels.training.augment import augment
+from lada_kernels.training.config import PRESETS, Config
+from lada_kernels.training.data import Sampler, to_float
+from lada_kernels.training.loop import Trainer
+
+ORDERS = ("forward", "backward", "double backward")
+TOLERANCES = {torch.float32: 1e-5, torch.bfloat16: 2e-2}
+
+Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Op:
+    """An op, its plain twin, what its inputs are, and the [B,N,D] tensors that each order must move at the least."""
+
+    ours: Callable[..., Tensor]
+    plain: Callable[..., Tensor]
+    inputs: str  # t: tokens [B,N,D], c: channels [B,D], w: score weight [H,D]
+    units: tuple[int, int, int]
+
+
+OPS = {
+    "additive_attention": Op(additive_attention, peers.plain_attention, "tttw", (4, 7, 11)),
+    "additive_pool": Op(additive_pool, peers.plain_pool, "tw", (1, 2, 3)),
+    "additive_pool, all channels": Op(
+        partial(additive_pool, per_head=False), partial(peers.plain_pool, per_head=False), "tw", (1, 2, 3)
+    ),
+    "gated_product": Op(gated_product, peers.plain_gated_product, "ctt", (3, 5, 8)),
+    "modulated_layer_norm": Op(modulated_layer_norm, peers.plain_modulated_layer_norm, "tcc", (2, 3, 5)),
+}
+ATTENTION_SHAPES = (
+    (64, 64, 1024, 4),
+    (64, 256, 256, 4),
+    (64, 1024, 64, 4),
+    (8, 4096, 256, 8),
+    (1, 65536, 256, 8),
+)  # B, N, D, H
+OP_SHAPE = (64, 256, 256, 4)
+MODULE_SHAPES = ((16, 64, 1024), (16, 256, 512), (16, 256, 256), (16, 1024, 64))  # B, N, D
+TINY_SHAPE = (1, 4, 8, 2)
+
+
+def make_inputs(kinds: str, shape: Shape, dtype: torch.dtype) -> list[Tensor]:
+    batch, tokens, channels, heads = shape
+    sizes = {"t": (batch, tokens, channels), "c": (batch, channels), "w": (heads, channels)}
+    draw = [torch.randn(sizes[kind]) * (0.05 if kind == "w" else 1.0) for kind in kinds]
+    return [x.to(dtype).requires_grad_() for x in draw]
+
+
+def widened(tensors: Sequence[Tensor]) -> list[Tensor]:
+    return [x.detach().double().requires_grad_() for x in tensors]
+
+
+def at_order(
+    order: str, function: Callable[..., Tensor], inputs: list[Tensor], grad: Tensor, cotangents: list[Tensor]
+) -> Contestant:
+    """A call that computes one order of the function through public autograd; what comes before is computed here, once."""
+    if order == "forward":
+
+        def forward() -> tuple[Tensor]:
+            with torch.no_grad():
+                return (function(*inputs),)
+
+        return forward
+    out = function(*inputs)
+    if order == "backward":
+        return lambda: torch.autograd.grad(out, inputs, grad, retain_graph=True)
+    first = torch.autograd.grad(out, inputs, grad, create_graph=True)
+    # A norm's beta has no second gradient.
+    return lambda: torch.autograd.grad(first, [grad, *inputs], cotangents, retain_graph=True, allow_unused=True)
+
+
+def time_op(name: str, shape: Shape, dtype: torch.dtype, repeats: int) -> Iterator[Row]:
+    """All three orders of an op beside its plain twin and beside a copy of as many bytes as the order must move."""
+    op = OPS[name]
+    torch.manual_seed(0)
+    inputs = make_inputs(op.inputs, shape, dtype)
+    grad = torch.randn_like(op.ours(*inputs)).requires_grad_()
+    cotangents = [torch.randn_like(x) for x in inputs]
+    batch, tokens, channels, _ = shape
+    for order, units in zip(ORDERS, op.units, strict=True):
+        moved = units * batch * tokens * channels * dtype.itemsize
+        truth = at_order(order, op.plain, widened(inputs), *widened([grad]), [x.double() for x in cotangents])()
+        ours = at_order(order, op.ours, inputs, grad, cotangents)
+        error = worst_error(ours(), truth)
+        del truth
+        contestants = {"ours": ours, "plain": at_order(order, op.plain, inputs, grad, cotangents), "copy": copying(moved)}
+        case = {"op": name, "shape": list(shape), "dtype": str(dtype).removeprefix("torch."), "order": order}
+        row = trial("ops", case, contestants, error, TOLERANCES[dtype], repeats)
+        if not row.refused:
+            row.figures = {
+                "bytes": moved,
+                "GB/s": moved / row.times["ours"].median / 1e9,
+                "share": speedup(row, "ours", "copy"),
+                "speedup": speedup(row, "ours", "plain"),
+                "plain/bound": speedup(row, "copy", "plain"),
+            }
+        yield row
+
+
+def ops(repeats: int = 31) -> Iterator[Row]:
+    for shape in ATTENTION_SHAPES:
+        yield from time_op("additive_attention", shape, torch.float32, repeats)
+    for dtype in TOLERANCES:
+        for name in list(OPS)[1:]:
+            yield from time_op(name, OP_SHAPE, dtype, repeats)
+
+
+def first_order(module: nn.Module, x: Tensor, grad: Tensor) -> tuple[Tensor, ...]:
+    """The output and every gradient, of x too."""
+    out = module(x)
+    return out, *torch.autograd.grad(out, [x, *module.parameters()], grad)
+
+
+def r1_step(module: nn.Module, x: Tensor, _: Tensor) -> list[Tensor | None]:
+    """The gradients of a gradient penalty, as R1 takes them."""
+    leaves = [x, *module.parameters()]
+    for leaf in leaves:
+        leaf.grad = None
+    (gradient,) = torch.autograd.grad(module(x).sum(), x, create_graph=True)
+    gradient.square().sum().backward()
+    return [leaf.grad for leaf in leaves]
+
+
+def saved_bytes(module: nn.Module, x: Tensor) -> int:
+    """What one forward keeps for its backward, parameters aside: the sizes of the distinct storages."""
+    parameters = {p.untyped_storage().data_ptr() for p in module.parameters()}
+    saved = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in parameters:
+            saved[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        out = module(x)
+    del out  # kept until here, so that no storage was freed and its address used again
+    return sum(saved.values())
+
+
+def time_module(shape: Shape, repeats: int, heads: int = 4) -> Iterator[Row]:
+    torch.manual_seed(0)
+    ours = LadaAttention(shape[2], heads)
+    plain = peers.PlainAttention(ours)
+    x, grad = torch.randn(shape).requires_grad_(), torch.randn(shape)
+    true_module, (true_x,) = peers.PlainAttention(copy.deepcopy(ours).double()), widened([x])
+    for task, run in (("forward+backward", first_order), ("R1", r1_step)):
+        contestants = {"ours": partial(run, ours, x, grad), "plain": partial(run, plain, x, grad)}
+        error = worst_error(contestants["ours"](), run(true_module, true_x, grad.double()))
+        row = trial(
+            "modules", {"module": "LadaAttention", "shape": list(shape), "task": task}, contestants, error, 1e-4, repeats
+        )
+        if not row.refused:
+            row.figures["speedup"] = speedup(row, "ours", "plain")
+            if run is first_order:
+                kept = {"saved_bytes": saved_bytes(ours, x), "plain_saved_bytes": saved_bytes(plain, x)}
+                row.figures |= kept | {"saved": kept["saved_bytes"] / kept["plain_saved_bytes"]}
+        yield row
+
+
+def modules(repeats: int = 31) -> Iterator[Row]:
+    for shape in MODULE_SHAPES:
+        yield from time_module(shape, repeats)
+
+
+class OfficialStep:
+    """The official script's training step on plain modules, its logging aside; starts from a trainer's weights and data."""
+
+    def __init__(self, trainer: Trainer) -> None:
+        self.config, self.images = trainer.config, trainer.images
+        optim = self.config.optim
+        self.generator = peers.make_plain(copy.deepcopy(trainer.generator))
+        self.discriminator = peers.make_plain(copy.deepcopy(trainer.discriminator))
+        self.ema = copy.deepcopy(self.generator).requires_grad_(False).eval()
+        self.g_opt = torch.optim.Adam(self.generator.parameters(), optim.g_lr, optim.betas)
+        self.d_opt = torch.optim.Adam(self.discriminator.parameters(), optim.d_lr, optim.betas)
+        self.sampler = Sampler(len(self.images), optim.batch_size, self.config.seed)
+
+    def fakes(self) -> Tensor:
+        latents = torch.randn(self.config.optim.batch_size, self.config.model.noise_dim)
+        return augment(self.generator(latents), self.config.optim.augment)
+
+    def step(self) -> Tensor:
+        """Returns D's loss, the penalty included."""
+        optim, generator, discriminator = self.config.optim, self.generator, self.discriminator
+        # The script asks for the gradient before it augments: the penalty's reaches back to the pixels.
+        reals = augment(to_float(self.images[next(self.sampler)]).requires_grad_(), optim.augment)
+        generator.requires_grad_(False)
+        discriminator.requires_grad_(True)
+        real_logits = discriminator(reals)
+        fake_logits = discriminator(self.fakes().detach())
+        (gradient,) = torch.autograd.grad(real_logits.sum(), reals, create_graph=True)
+        penalty = optim.r1 * gradient.square().sum((1, 2, 3)).mean()
+        d_loss = softplus(-real_logits).mean() + softplus(fake_logits).mean() + penalty
+        discriminator.zero_grad()
+        d_loss.backward()
+        self.d_opt.step()
+
+        generator.requires_grad_(True)
+        discriminator.requires_grad_(False)
+        g_loss = softplus(-discriminator(self.fakes())).mean()
+        generator.zero_grad()
+        g_loss.backward()
+        self.g_opt.step()
+        with torch.no_grad():
+            for mean, value in zip(self.ema.parameters(), generator.parameters(), strict=True):
+                mean.mul_(optim.ema_decay).add_(value, alpha=1 - optim.ema_decay)
+        return d_loss.detach()
+
+
+def d_step(contestant: Trainer | OfficialStep) -> list[Tensor]:
+    """D's loss and all its gradients as one vector, from a whole step under one seed: equal latents and augmentation."""
+    torch.manual_seed(1)
+    result = contestant.step()
+    if isinstance(contestant, Trainer):
+        d_loss, _, r1, *_ = result
+        result = d_loss + contestant.config.optim.r1 * r1
+    # The G step leaves D's gradients alone.
+    return [result, torch.cat([p.grad.flatten() for p in contestant.discriminator.parameters()])]
+
+
+def step_config() -> Config:
+    """LadaGAN-64 in the official sizes, batch 16, R1 every step."""
+    preset, replace = PRESETS["celeba64"], dataclasses.replace
+    return replace(
+        preset,
+        model=replace(preset.model, flavor="torch"),
+        optim=replace(preset.optim, batch_size=16, r1=1e-2, r1_every=1),
+        run=replace(preset.run, device="cpu"),
+    )
+
+
+def time_step(config: Config, repeats: int) -> Iterator[Row]:
+    """A training step in every precision and layout, against the official composition in float32."""
+    size, batch = config.model.img_size, config.optim.batch_size
+    images = torch.randint(0, 256, (4 * batch, 3, size, size), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+
+    def trainer(precision: str, channels_last: bool) -> Trainer:
+        run = dataclasses.replace(config.run, precision=precision, channels_last=channels_last)
+        return Trainer(dataclasses.replace(config, run=run), images)
+
+    variants = [(precision, layout) for precision in ("float32", "bfloat16") for layout in (False, True)]
+    names = [precision + (" channels_last" if layout else "") for precision, layout in variants]
+    ours = dict(zip(names, (trainer(*variant) for variant in variants), strict=True))
+    official = OfficialStep(ours["float32"])
+    truth = d_step(official)
+    errors = {name: worst_error(d_step(contestant), truth) for name, contestant in ours.items()}
+    contestants = {"official": official.step} | {name: contestant.step for name, contestant in ours.items()}
+    case = {"step": "LadaGAN", "pixels": size, "batch": batch}
+    row = trial("step", case, contestants, max(errors["float32"], errors["float32 channels_last"]), 1e-3, repeats, warmup=1)
+    if not row.refused:
+        row.figures = {f"images/s {name}": batch / timing.median for name, timing in row.times.items()}
+        row.figures |= {f"speedup {name}": speedup(row, name, "official") for name in ours}
+        for precision, (plain, last) in {"float32": names[:2], "bfloat16": names[2:]}.items():
+            row.figures[f"better in {precision}"] = min(plain, last, key=lambda name: row.times[name].median)
+    yield row
+
+
+def step(repeats: int = 11) -> Iterator[Row]:
+    yield from time_step(step_config(), repeats)
+
+
+def overhead(repeats: int = 3000) -> Iterator[Row]:
+    """A call, gradients recorded, on tensors so small that only its fixed cost is left."""
+    torch.manual_seed(0)
+    folded = LadaAttention(TINY_SHAPE[2], TINY_SHAPE[3])
+    unfolded = copy.deepcopy(folded)
+    unfolded.fold_query = False
+    calls = {name: (OPS[name].ours, OPS[name].plain, make_inputs(OPS[name].inputs, TINY_SHAPE, torch.float32)) for name in OPS}
+    (x,) = make_inputs("t", TINY_SHAPE, torch.float32)
+    calls |= {
+        "LadaAttention": (folded, peers.PlainAttention(folded), [x]),
+        "LadaAttention, not folded": (unfolded, peers.PlainAttention(unfolded), [x]),
+    }
+    for name, (ours, plain, inputs) in calls.items():
+        contestants = {"ours": partial(ours, *inputs), "plain": partial(plain, *inputs)}
+        true_plain = copy.deepcopy(plain).double() if isinstance(plain, nn.Module) else plain
+        error = worst_error([ours(*inputs)], [true_plain(*widened(inputs))])
+        row = trial("overhead", {"call": name, "shape": list(TINY_SHAPE)}, contestants, error, 1e-5, repeats, warmup=200)
+        if not row.refused:
+            row.figures["speedup"] = speedup(row, "ours", "plain")
+        yield row
+
+
+SECTIONS: dict[str, Callable[..., Iterator[Row]]] = {"ops": ops, "modules": modules, "step": step, "overhead": overhead}
+
+
+def run(
+    out: Path = Path("benchmarks/results/cpu-foundation.json"),
+    repeats: int | None = None,
+    only: str = ",".join(SECTIONS),
+    default_allocator: bool = False,
+) -> int:
+    """Time the CPU kernels in two threads; non-zero when a result was wrong.
+
+    Args:
+        out: the JSON file to write, replaced after every section.
+        repeats: timed calls of each contestant; by default 31, for training steps 11, for tiny calls 3000.
+        only: sections to run, separated by commas; the file will hold no others.
+        default_allocator: leave the allocator alone, and time fresh outputs with their page faults.
+    """
+    names = only.split(",")
+    if unknown := [name for name in names if name not in SECTIONS]:
+        raise SystemExit(f"--only: unknown section {unknown[0]!r}, expected some of {','.join(SECTIONS)}")
+    allocator = "the system's default, by request" if default_allocator else keep_freed_memory()
+    torch.set_num_threads(2)
+    report = start_report(allocator)
+    print(f"{report.machine['devices']['cpu']}\nallocator: {allocator}")
+    with use_backend("cpu"):
+        for name in names:
+            print(f"\n{name}")
+            options: dict[str, Any] = {} if repeats is None else {"repeats": repeats}
+            try:
+                for row in SECTIONS[name](**options):
+                    report.rows.append(row)
+                    print(describe(row), flush=True)
+                report.sections.append(name)
+            finally:
+                save(report, out)
+    print(f"\nwritten to {os.fspath(out)}")
+    return int(any(row.refused for row in report.rows))
+
+
+if __name__ == "__main__":
+    sys.exit(tyro.cli(run, description=run.__doc__))

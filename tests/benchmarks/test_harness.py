@@ -1,0 +1,163 @@
+import dataclasses
+import math
+
+import pytest
+import torch
+
+from benchmarks import foundation, harness, peers
+from lada_kernels import additive_attention, backends
+
+SHAPE = (2, 8, 16, 4)
+MISSING = backends.available()["cpu"]
+pytestmark = pytest.mark.skipif(MISSING is not None, reason=f"backend 'cpu': {MISSING}")
+
+
+@pytest.fixture(autouse=True)
+def same_threads():
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def wrong_op(monkeypatch):
+    def wrong(q, k, v, w):
+        return additive_attention(q, k, v, w) + 1e-4 * q  # right shape and dtype, differentiable, and not the op
+
+    monkeypatch.setitem(foundation.OPS, "wrong", foundation.Op(wrong, peers.plain_attention, "tttw", (4, 7, 11)))
+
+
+def run_rows(monkeypatch, path, section):
+    monkeypatch.setattr(foundation, "SECTIONS", {"ops": section})
+    return foundation.run(out=path, only="ops", repeats=1, default_allocator=True)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("name", list(foundation.OPS))
+def test_the_gate_lets_every_op_pass(name, dtype):
+    rows = list(foundation.time_op(name, SHAPE, dtype, repeats=2))
+    assert [row.case["order"] for row in rows] == ["forward", "backward", "double backward"]
+    for row in rows:
+        assert row.refused is None
+        assert set(row.times) == {"ours", "plain", "copy"}
+
+
+def test_the_gate_refuses_a_wrong_op(wrong_op, monkeypatch, tmp_path):
+    status = run_rows(
+        monkeypatch, tmp_path / "out.json", lambda repeats: foundation.time_op("wrong", SHAPE, torch.float32, repeats)
+    )
+    assert status == 1
+    forward = harness.load(tmp_path / "out.json").rows[0]
+    assert forward.error > forward.tolerance
+    assert "wrong result" in forward.refused
+    assert not forward.times
+    assert not forward.figures
+
+
+def test_right_results_end_in_status_zero(monkeypatch, tmp_path):
+    section = lambda repeats: foundation.time_op("gated_product", SHAPE, torch.float32, repeats)  # noqa: E731
+    assert run_rows(monkeypatch, tmp_path / "out.json", section) == 0
+    assert harness.load(tmp_path / "out.json").sections == ["ops"]
+
+
+def test_an_interrupted_section_leaves_its_rows(monkeypatch, tmp_path):
+    def section(repeats):
+        yield harness.Row("ops", {"op": "first"}, 0.0, 1e-5)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_rows(monkeypatch, tmp_path / "out.json", section)
+    report = harness.load(tmp_path / "out.json")
+    assert [row.case for row in report.rows] == [{"op": "first"}]
+    assert report.sections == []
+
+
+def test_an_unknown_section_is_named(tmp_path):
+    with pytest.raises(SystemExit, match="'opps'"):
+        foundation.run(out=tmp_path / "out.json", only="ops,opps")
+
+
+def test_worst_error():
+    truth = torch.tensor([3.0, 4.0])
+    assert harness.worst_error([truth + torch.tensor([0.0, 0.5])], [truth]) == pytest.approx(0.1)
+    assert harness.worst_error([truth, None], [truth, torch.zeros(2)]) == 0  # None counts as zeros
+    assert harness.worst_error([truth, None], [truth, truth]) == pytest.approx(1)
+    assert harness.worst_error([truth, torch.full((1,), 1e-3)], [truth, torch.zeros(1)]) == pytest.approx(1e-3 / 5)
+    assert harness.worst_error([truth[:1]], [truth]) == math.inf
+    assert harness.worst_error([truth * math.nan], [truth]) == math.inf
+    assert harness.worst_error([truth * math.nan, truth], [truth, truth]) == math.inf
+    with pytest.raises(ValueError, match="zip"):
+        harness.worst_error([truth], [truth, truth])
+
+
+def test_a_result_that_is_not_finite_is_refused_and_can_be_written(tmp_path):
+    report = harness.start_report("as it is")
+    report.rows = [harness.trial("ops", {}, {"ours": lambda: pytest.fail("timed")}, math.inf, 1e-5, repeats=1)]
+    assert report.rows[0].refused
+    harness.save(report, tmp_path / "out.json")
+    assert harness.load(tmp_path / "out.json") == report
+
+
+@pytest.mark.parametrize("size", [8, 64, 1024 * 12])
+def test_the_copy_moves_exactly_so_many_bytes(size):
+    target = harness.copying(size)()
+    assert 2 * target.nbytes == size  # as much is read as written
+    assert target.eq(1).all()
+
+
+def test_the_copy_refuses_what_it_cannot_halve():
+    with pytest.raises(ValueError, match="12 bytes"):
+        harness.copying(12)
+
+
+def test_bytes_of_the_bound():
+    batch, tokens, channels, _ = SHAPE
+    tensor = batch * tokens * channels * 4
+    # q, k, v -> out; grad, q, k, v -> three gradients; cotangents of three, grad, q, k, v -> second gradients of four
+    moved = [(3 + 1) * tensor, (4 + 3) * tensor, (7 + 4) * tensor]
+    rows = list(foundation.time_op("additive_attention", SHAPE, torch.float32, repeats=1))
+    assert [row.figures["bytes"] for row in rows] == moved
+
+
+def test_contestants_run_in_turn():
+    calls = []
+    contestants = {name: lambda name=name: calls.append(name) for name in "ab"}
+    times = harness.race(contestants, repeats=3, warmup=1)
+    assert "".join(calls) == "ab" + "ababab"
+    for timing in times.values():
+        assert 0 <= timing.p20 <= timing.median <= timing.p80
+        assert timing.repeats == 3
+
+
+def test_the_report_survives_json(tmp_path):
+    report = harness.start_report("as it is")
+    report.rows = list(foundation.time_module((2, 8, 16), repeats=2))
+    report.sections = ["modules"]
+    harness.save(report, tmp_path / "new" / "out.json")
+    assert harness.load(tmp_path / "new" / "out.json") == report
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["out.json"]
+    assert {"versions", "devices", "backends"} <= set(report.machine)
+    assert all(row.refused is None for row in report.rows)
+    assert all(harness.describe(row) for row in report.rows)
+
+
+def test_saved_bytes_are_those_of_activations():
+    x = torch.randn(2, 3, 4, requires_grad=True)
+    assert foundation.saved_bytes(torch.nn.Linear(4, 4), x) == x.nbytes  # the weight is saved too, and is a parameter
+
+
+def test_the_official_step_and_ours_agree():
+    config = foundation.step_config()
+    small = dataclasses.replace(
+        config.model, img_size=32, dim=(64, 16, 8), mlp_dim=(8, 8, 8), enc_dim=(8, 16), out_dim=(8, 8), d_mlp_dim=8
+    )
+    config = dataclasses.replace(config, model=small, optim=dataclasses.replace(config.optim, batch_size=4))
+    (row,) = foundation.time_step(config, repeats=1)
+    assert row.refused is None
+    assert row.figures["error float32"] < 1e-4
+    assert row.figures["better in bfloat16"].startswith("bfloat16")
+
+
+def test_tiny_calls_pass_the_gate():
+    rows = list(foundation.overhead(repeats=2))
+    assert [row.refused for row in rows] == [None] * len(rows)

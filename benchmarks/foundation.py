@@ -8,6 +8,7 @@ Two threads; on a machine with more cores the rest stays idle. `--only` writes t
 import copy
 import dataclasses
 import math
+import shlex
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -18,7 +19,6 @@ from typing import Any
 import torch
 import tyro
 from torch import Tensor, nn
-from torch.nn.functional import softplus
 
 from benchmarks import peers
 from benchmarks.harness import (
@@ -33,11 +33,9 @@ from benchmarks.harness import (
     trial,
     worst_error,
 )
-from lada_kernels import additive_attention, additive_pool, gated_product, modulated_layer_norm, use_backend
+from lada_kernels import additive_attention, additive_pool, gated_product, info, modulated_layer_norm, use_backend
 from lada_kernels.modules import LadaAttention
-from lada_kernels.training.augment import augment
 from lada_kernels.training.config import PRESETS, Config
-from lada_kernels.training.data import Sampler, to_float
 from lada_kernels.training.loop import Trainer
 
 ORDERS = ("forward", "backward", "double backward")
@@ -203,52 +201,7 @@ def modules(repeats: int = 31) -> Iterator[Row]:
         yield from time_module(shape, repeats)
 
 
-class OfficialStep:
-    """The official script's training step on plain modules, its logging aside; starts from a trainer's weights and data."""
-
-    def __init__(self, trainer: Trainer) -> None:
-        self.config, self.images = trainer.config, trainer.images
-        optim = self.config.optim
-        self.generator = peers.make_plain(copy.deepcopy(trainer.generator))
-        self.discriminator = peers.make_plain(copy.deepcopy(trainer.discriminator))
-        self.ema = copy.deepcopy(self.generator).requires_grad_(False).eval()
-        self.g_opt = torch.optim.Adam(self.generator.parameters(), optim.g_lr, optim.betas)
-        self.d_opt = torch.optim.Adam(self.discriminator.parameters(), optim.d_lr, optim.betas)
-        self.sampler = Sampler(len(self.images), optim.batch_size, self.config.seed)
-
-    def fakes(self) -> Tensor:
-        latents = torch.randn(self.config.optim.batch_size, self.config.model.noise_dim)
-        return augment(self.generator(latents), self.config.optim.augment)
-
-    def step(self) -> Tensor:
-        """Returns D's loss, the penalty included."""
-        optim, generator, discriminator = self.config.optim, self.generator, self.discriminator
-        # The script asks for the gradient before it augments: the penalty's reaches back to the pixels.
-        reals = augment(to_float(self.images[next(self.sampler)]).requires_grad_(), optim.augment)
-        generator.requires_grad_(False)
-        discriminator.requires_grad_(True)
-        real_logits = discriminator(reals)
-        fake_logits = discriminator(self.fakes().detach())
-        (gradient,) = torch.autograd.grad(real_logits.sum(), reals, create_graph=True)
-        penalty = optim.r1 * gradient.square().sum((1, 2, 3)).mean()
-        d_loss = softplus(-real_logits).mean() + softplus(fake_logits).mean() + penalty
-        discriminator.zero_grad()
-        d_loss.backward()
-        self.d_opt.step()
-
-        generator.requires_grad_(True)
-        discriminator.requires_grad_(False)
-        g_loss = softplus(-discriminator(self.fakes())).mean()
-        generator.zero_grad()
-        g_loss.backward()
-        self.g_opt.step()
-        with torch.no_grad():
-            for mean, value in zip(self.ema.parameters(), generator.parameters(), strict=True):
-                mean.mul_(optim.ema_decay).add_(value, alpha=1 - optim.ema_decay)
-        return d_loss.detach()
-
-
-def d_step(contestant: Trainer | OfficialStep) -> list[Tensor]:
+def d_step(contestant: Trainer | peers.OfficialStep) -> list[Tensor]:
     """D's loss and all its gradients as one vector, from a whole step under one seed: equal latents and augmentation."""
     torch.manual_seed(1)
     result = contestant.step()
@@ -282,7 +235,7 @@ def time_step(config: Config, repeats: int) -> Iterator[Row]:
     variants = [(precision, layout) for precision in STEP_TOLERANCES for layout in (False, True)]
     names = [precision + (" channels_last" if layout else "") for precision, layout in variants]
     ours = {name: trainer(*variant) for name, variant in zip(names, variants, strict=True)}
-    official = OfficialStep(ours["float32"])
+    official = peers.OfficialStep(ours["float32"])
     # Tells what autocast is worth from what the kernels are: our loop, plain modules.
     plain = trainer("bfloat16", False)
     for model in (plain.generator, plain.discriminator, plain.ema):
@@ -353,8 +306,9 @@ def run(
         raise SystemExit(f"--only: unknown section {unknown[0]!r}, expected some of {','.join(SECTIONS)}")
     allocator = "the system's default, by request" if default_allocator else keep_freed_memory()
     torch.set_num_threads(2)
-    report = start_report(allocator)
-    print(f"{report.machine['devices']['cpu']}\nallocator: {allocator}")
+    # sys.argv[0] would tell where this checkout lies.
+    report = start_report(shlex.join(["python", "-m", "benchmarks.foundation", *sys.argv[1:]]), allocator)
+    print(f"{info.describe(report.machine)}\n\nallocator: {allocator}")
     with use_backend("cpu"):
         for name in names:
             print(f"\n{name}")
@@ -371,4 +325,4 @@ def run(
 
 
 if __name__ == "__main__":
-    sys.exit(tyro.cli(run, description=run.__doc__))
+    sys.exit(tyro.cli(run))

@@ -7,7 +7,6 @@ import json
 import math
 import os
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -50,7 +49,7 @@ class Row:
 class Report:
     """What one run found, and all that is needed to judge or repeat it."""
 
-    command: list[str]
+    command: str
     date: str
     commit: str | None
     dirty: bool | None
@@ -75,7 +74,7 @@ def keep_freed_memory() -> str:
     return "mallopt refused M_MMAP_THRESHOLD and M_TRIM_THRESHOLD at 2^31-1: fresh outputs may be timed with their page faults"
 
 
-def start_report(allocator: str) -> Report:
+def start_report(command: str, allocator: str) -> Report:
     """An empty report on this machine, now."""
 
     def git(*args: str) -> str | None:
@@ -85,7 +84,7 @@ def start_report(allocator: str) -> Report:
     changes = git("status", "--porcelain", "--", ":/", ":(top,exclude)benchmarks/results")
     machine = info.collect() | {"torch_cpu_capability": torch.backends.cpu.get_cpu_capability()}
     now = datetime.now(timezone.utc).isoformat(timespec="seconds")
-    return Report(sys.argv, now, git("rev-parse", "HEAD"), None if changes is None else bool(changes), allocator, machine)
+    return Report(command, now, git("rev-parse", "HEAD"), None if changes is None else bool(changes), allocator, machine)
 
 
 def save(report: Report, path: Path) -> None:

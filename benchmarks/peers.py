@@ -4,11 +4,16 @@ Written from the equations (arXiv 2401.09596) in the official order of operation
 splits, einsum and products, a LayerNorm followed by its modulation.
 """
 
+import copy
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from lada_kernels.modules import BatchNorm2d, Conv2d, LadaAttention, SelfModulatedLayerNorm
+from lada_kernels.modules import BatchNorm2d, LadaAttention, SelfModulatedLayerNorm
+from lada_kernels.training.augment import augment
+from lada_kernels.training.data import Sampler, to_float
+from lada_kernels.training.loop import Trainer
 
 
 def by_head(x: Tensor, heads: int) -> Tensor:
@@ -68,15 +73,6 @@ class PlainModulatedNorm(nn.Module):
         return functional.layer_norm(x, x.shape[-1:], eps=self.eps) * gamma + beta
 
 
-def plain_convolution(conv: Conv2d) -> nn.Conv2d:
-    """torch's own on the parameters of ours."""
-    plain = nn.Conv2d(
-        conv.in_channels, conv.out_channels, conv.kernel_size, conv.stride, conv.padding, bias=conv.bias is not None
-    )
-    plain.weight, plain.bias = conv.weight, conv.bias
-    return plain
-
-
 def plain_batch_norm(norm: BatchNorm2d) -> nn.BatchNorm2d:
     """torch's own on the parameters and buffers of ours."""
     plain = nn.BatchNorm2d(norm.num_features, norm.eps, norm.momentum)
@@ -92,7 +88,6 @@ def make_plain(model: nn.Module) -> nn.Module:
         LadaAttention: PlainAttention,
         SelfModulatedLayerNorm: PlainModulatedNorm,
         BatchNorm2d: plain_batch_norm,
-        Conv2d: plain_convolution,
     }
     for name, child in model.named_children():
         if type(child) in plain:
@@ -100,3 +95,48 @@ def make_plain(model: nn.Module) -> nn.Module:
         else:
             make_plain(child)
     return model
+
+
+class OfficialStep:
+    """The official script's training step on plain modules, its logging aside; starts from a trainer's weights and data."""
+
+    def __init__(self, trainer: Trainer) -> None:
+        self.config, self.images = trainer.config, trainer.images
+        optim = self.config.optim
+        self.generator = make_plain(copy.deepcopy(trainer.generator))
+        self.discriminator = make_plain(copy.deepcopy(trainer.discriminator))
+        self.ema = copy.deepcopy(self.generator).requires_grad_(False).eval()
+        self.g_opt = torch.optim.Adam(self.generator.parameters(), optim.g_lr, optim.betas)
+        self.d_opt = torch.optim.Adam(self.discriminator.parameters(), optim.d_lr, optim.betas)
+        self.sampler = Sampler(len(self.images), optim.batch_size, self.config.seed)
+
+    def fakes(self) -> Tensor:
+        latents = torch.randn(self.config.optim.batch_size, self.config.model.noise_dim)
+        return augment(self.generator(latents), self.config.optim.augment)
+
+    def step(self) -> Tensor:
+        """Returns D's loss, the penalty included."""
+        optim, generator, discriminator = self.config.optim, self.generator, self.discriminator
+        # The script asks for the gradient before it augments: the penalty's reaches back to the pixels.
+        reals = augment(to_float(self.images[next(self.sampler)]).requires_grad_(), optim.augment)
+        generator.requires_grad_(False)
+        discriminator.requires_grad_(True)
+        real_logits = discriminator(reals)
+        fake_logits = discriminator(self.fakes().detach())
+        (gradient,) = torch.autograd.grad(real_logits.sum(), reals, create_graph=True)
+        penalty = optim.r1 * gradient.square().sum((1, 2, 3)).mean()
+        d_loss = functional.softplus(-real_logits).mean() + functional.softplus(fake_logits).mean() + penalty
+        discriminator.zero_grad()
+        d_loss.backward()
+        self.d_opt.step()
+
+        generator.requires_grad_(True)
+        discriminator.requires_grad_(False)
+        g_loss = functional.softplus(-discriminator(self.fakes())).mean()
+        generator.zero_grad()
+        g_loss.backward()
+        self.g_opt.step()
+        with torch.no_grad():
+            for mean, value in zip(self.ema.parameters(), generator.parameters(), strict=True):
+                mean.mul_(optim.ema_decay).add_(value, alpha=1 - optim.ema_decay)
+        return d_loss.detach()

@@ -91,7 +91,7 @@ def test_worst_error():
 
 
 def test_a_result_that_is_not_finite_is_refused_and_can_be_written(tmp_path):
-    report = harness.start_report("as it is")
+    report = harness.start_report("a test", "as it is")
     report.rows = [harness.trial("ops", {}, {"ours": lambda: pytest.fail("timed")}, math.inf, 1e-5, repeats=1)]
     assert report.rows[0].refused
     harness.save(report, tmp_path / "out.json")
@@ -130,7 +130,7 @@ def test_contestants_run_in_turn():
 
 
 def test_the_report_survives_json(tmp_path):
-    report = harness.start_report("as it is")
+    report = harness.start_report("a test", "as it is")
     report.rows = list(foundation.time_module((2, 8, 16), repeats=2))
     report.sections = ["modules"]
     harness.save(report, tmp_path / "new" / "out.json")

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from lada_kernels.modules import BatchNorm2d, LadaAttention, SelfModulatedLayerNorm
+from lada_kernels.modules.norm import LayerNorm
 from lada_kernels.training.augment import augment
 from lada_kernels.training.data import Sampler, to_float
 from lada_kernels.training.loop import Trainer
@@ -69,8 +70,7 @@ class PlainModulatedNorm(nn.Module):
 
     def forward(self, x: Tensor, z: Tensor) -> Tensor:
         h = self.h(z)
-        gamma, beta = self.mlp_gamma(h).unsqueeze(1), self.mlp_beta(h).unsqueeze(1)  # [B, 1, D]
-        return functional.layer_norm(x, x.shape[-1:], eps=self.eps) * gamma + beta
+        return plain_modulated_layer_norm(x, self.mlp_gamma(h), self.mlp_beta(h), self.eps)
 
 
 def plain_batch_norm(norm: BatchNorm2d) -> nn.BatchNorm2d:
@@ -82,12 +82,20 @@ def plain_batch_norm(norm: BatchNorm2d) -> nn.BatchNorm2d:
     return plain
 
 
+def plain_layer_norm(norm: LayerNorm) -> nn.LayerNorm:
+    """torch's own on the parameters of ours."""
+    plain = nn.LayerNorm(norm.normalized_shape, norm.eps)
+    plain.weight, plain.bias = norm.weight, norm.bias
+    return plain
+
+
 def make_plain(model: nn.Module) -> nn.Module:
     """Replace our modules inside `model` by their plain twins, in place, sharing the parameters."""
     plain = {
         LadaAttention: PlainAttention,
         SelfModulatedLayerNorm: PlainModulatedNorm,
         BatchNorm2d: plain_batch_norm,
+        LayerNorm: plain_layer_norm,
     }
     for name, child in model.named_children():
         if type(child) in plain:

@@ -102,7 +102,11 @@ template <class Arguments> void launch(Status (*kernel)(const Arguments&), const
 
 py::dict build_info() {
   py::dict info;
-  info["compiler"] = std::string(__VERSION__);
+  #ifdef __clang__
+  info["compiler"] = "clang " __VERSION__;
+#else
+  info["compiler"] = "g++ " __VERSION__;
+#endif
 #ifdef _OPENMP
   info["openmp"] = _OPENMP;
 #else

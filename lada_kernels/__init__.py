@@ -1,12 +1,19 @@
 """Fused kernels, to second order, for the attention of efficient transformer GANs."""
 
 from .backends import available, explain, use_backend
+from .modules import BatchNorm2d, LadaAttention, Ladaformer, OnFeatureMap, SelfModulatedLayerNorm, SMLadaformer
 from .ops import additive_attention, additive_pool, gated_product, modulated_layer_norm
 from .version import VERSION
 
 __version__ = VERSION
 
 __all__ = [
+    "BatchNorm2d",
+    "LadaAttention",
+    "Ladaformer",
+    "OnFeatureMap",
+    "SMLadaformer",
+    "SelfModulatedLayerNorm",
     "additive_attention",
     "additive_pool",
     "available",

@@ -10,7 +10,8 @@ try:
     from . import _native as native
 except ImportError as error:
     native = None
-    _REASON = f"the native module could not be imported ({error}); reinstall with `pip install .`"
+    cure = "" if "LADA_CPU_ISA" in str(error) else "; reinstall with `pip install .`"
+    _REASON = f"the native module could not be imported ({error}){cure}"
 
 
 def why_not_built() -> str | None:

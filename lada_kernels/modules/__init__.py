@@ -2,9 +2,8 @@
 
 from lada_kernels.modules.attention import LadaAttention
 from lada_kernels.modules.batch_norm import BatchNorm2d
-from lada_kernels.modules.conv import Conv2d
 from lada_kernels.modules.feature_map import OnFeatureMap
 from lada_kernels.modules.ladaformer import Ladaformer, SMLadaformer
 from lada_kernels.modules.norm import SelfModulatedLayerNorm
 
-__all__ = ["BatchNorm2d", "Conv2d", "LadaAttention", "Ladaformer", "OnFeatureMap", "SMLadaformer", "SelfModulatedLayerNorm"]
+__all__ = ["BatchNorm2d", "LadaAttention", "Ladaformer", "OnFeatureMap", "SMLadaformer", "SelfModulatedLayerNorm"]

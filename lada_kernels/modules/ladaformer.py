@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from lada_kernels.modules.attention import LadaAttention
-from lada_kernels.modules.norm import SelfModulatedLayerNorm, unpack_condition
+from lada_kernels.modules.norm import LayerNorm, SelfModulatedLayerNorm, unpack_condition
 
 
 def _mlp(dim: int, mlp_dim: int) -> nn.Sequential:
@@ -38,9 +38,9 @@ class Ladaformer(nn.Module):
         fold_query: bool = True,
     ) -> None:
         super().__init__()
-        self.ln_1 = nn.LayerNorm(dim, eps=ln_eps)
+        self.ln_1 = LayerNorm(dim, ln_eps)
         self.attn = LadaAttention(dim, heads, fold_query=fold_query)
-        self.ln_2 = nn.LayerNorm(dim, eps=ln_eps)
+        self.ln_2 = LayerNorm(dim, ln_eps)
         self.mlp = _mlp(dim, mlp_dim)
 
     def forward(self, x: Tensor, *, mask: Tensor | None = None, return_weights: bool = False) -> Tensor | tuple[Tensor, Tensor]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor, nn
 
 from lada_kernels.ops import modulated_layer_norm
@@ -16,6 +17,28 @@ def unpack_condition(x: Tensor | Sequence[Tensor], z: Tensor | None) -> tuple[Te
     elif not isinstance(x, Tensor):
         raise ValueError("expected module(x, z) or module([x, z]), got a pair and z as well")
     return x, z
+
+
+class LayerNorm(nn.LayerNorm):
+    """`torch.nn.LayerNorm` over the channels of [B, N, dim] by the fused kernels, which R1 differentiates twice.
+
+    Under autocast, where torch widens a LayerNorm and no R1 is taken, it is torch's own.
+
+    Args:
+        dim: channels D of x.
+        eps: added to the variance.
+    """
+
+    def __init__(self, dim: int, eps: float = 1e-5) -> None:
+        super().__init__(dim, eps)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, N, dim] -> [B, N, dim] in x's dtype."""
+        device = x.device.type
+        if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
+            return super().forward(x)
+        batch = x.shape[0]
+        return modulated_layer_norm(x, self.weight.expand(batch, -1), self.bias.expand(batch, -1), self.eps)
 
 
 class SelfModulatedLayerNorm(nn.Module):

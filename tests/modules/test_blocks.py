@@ -6,6 +6,7 @@ from torch.nn import functional
 
 from lada_kernels.modules import LadaAttention, Ladaformer, OnFeatureMap, SelfModulatedLayerNorm, SMLadaformer
 from lada_kernels.modules.feature_map import to_feature_map, to_tokens
+from lada_kernels.modules.norm import LayerNorm
 
 DTYPE = torch.float64
 
@@ -141,3 +142,21 @@ def test_feature_map_wrapper_hands_on_the_condition(backend):
 def test_feature_map_wrapper_refuses_tokens():
     with pytest.raises(ValueError, match=r"x must be a feature map \[B, C, H, W\], got \[2, 5, 8\]"):
         OnFeatureMap(LadaAttention(8, 2))(torch.randn(2, 5, 8))
+
+
+def test_layer_norm_is_torchs_to_second_order(backend):
+    torch.manual_seed(0)
+    ours, theirs = LayerNorm(12, 1e-5).double(), torch.nn.LayerNorm(12, 1e-5).double()
+    torch.nn.init.normal_(theirs.weight)
+    torch.nn.init.normal_(theirs.bias)
+    ours.load_state_dict(theirs.state_dict())
+    inputs, results = torch.randn(3, 5, 12, dtype=torch.float64), []
+    for norm in (ours, theirs):
+        x = inputs.clone().requires_grad_()
+        out = norm(x)
+        (gradient,) = torch.autograd.grad((out**3).sum(), x, create_graph=True)
+        gradient.square().sum().backward()
+        results.append((out, gradient, x.grad, norm.weight.grad, norm.bias.grad))
+    torch.testing.assert_close(*results, rtol=1e-11, atol=1e-11)
+    with torch.autocast("cpu", torch.bfloat16):
+        torch.testing.assert_close(ours.float()(inputs.float()), theirs.float()(inputs.float()), rtol=0, atol=0)

@@ -149,7 +149,7 @@ PRESETS: dict[PresetName, Config] = {
         ),
         optim=OptimConfig(batch_size=32, g_lr=1e-3, d_lr=1e-3, r1=1e-3, r1_every=4, augment=(), ema_decay=0.995),
         data=DataConfig(source="digits"),
-        run=RunConfig(out="runs/digits", steps=2000, grid_every=250, save_every=250),
+        run=RunConfig(out="runs/digits", steps=1600, grid_every=200, save_every=200),
     ),
     # The authors' CIFAR-10 values are not in their repository. G is the default that they report (19.9 M) and
     # 68.1 M images their budget; D's widths are chosen here, and batch, R1 and augmentation are CelebA's.

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from benchmarks.table import table
 from lada_kernels.training.data import load_digits
 
 ROOT = Path(__file__).parents[1]
@@ -45,3 +46,7 @@ def test_figures_of_the_demo_are_those_recorded():
         assert text in README.replace("\n", " "), text
     assert min(figures["class_histogram"]) > 0
     assert len(figures["class_histogram"]) == 10
+
+
+def test_table_of_figures_is_the_recorded_one():
+    assert table() in README

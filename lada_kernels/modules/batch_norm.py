@@ -106,7 +106,7 @@ def _double_backward(
     cot_x = torch.zeros_like(grad) if cot_x is None else cot_x
     # Z, and from the same pass Σ X x̂
     projected, cot_normal, _ = _fused_backward(cot_x, x, torch.ones_like(gamma), mean, rstd, eps)
-    out_gamma = torch.einsum("bchw,bchw->c", grad, projected).to(gamma.dtype)
+    out_gamma = (grad * projected).sum((0, 2, 3)).to(gamma.dtype)
     # ∂x over x̄, Z and x̂ = (x − mean) r, one factor per channel each; Γ ȳ joins through r P ȳ = x̄ / γ and its own ⟨Γ ȳ x̂⟩.
     slope = -rstd * gamma * out_gamma / count  # of x̂
     over_projected = -rstd * gamma * grad_gamma / count

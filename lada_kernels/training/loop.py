@@ -111,7 +111,7 @@ class Trainer:
         d_loss = discriminator_loss(real_logits, fake_logits)
         r1 = optim.r1_every * r1_penalty(real_logits, reals) if penalise else d_loss.new_zeros(())
         self.d_opt.zero_grad()
-        (d_loss + optim.r1 * r1).backward()
+        (d_loss + optim.r1 * r1).backward(inputs=list(self.discriminator.parameters()))  # not the reals as well
         self.d_opt.step()
 
         self.discriminator.requires_grad_(False)

@@ -37,7 +37,10 @@ def tokens(x: Tensor | None) -> Tokens:
 
 def wide(x: Tensor | None, like: Tensor) -> Tensor | None:
     """A small tensor dense and in the accumulation type of `like`: itself if it is so already."""
-    return None if x is None else x.to(accumulate_dtype(like.dtype)).contiguous()
+    if x is None:
+        return None
+    dtype = accumulate_dtype(like.dtype)
+    return x if x.dtype == dtype and x.is_contiguous() else x.to(dtype).contiguous()
 
 
 def address(x: Tensor | None) -> Address:
@@ -57,4 +60,4 @@ def wide_like(x: Tensor, like: Tensor, needed: bool = True) -> Tensor | None:
 
 def narrowed(result: Tensor | None, dtype: torch.dtype) -> Tensor | None:
     """A wide result in the dtype of the tensor that it is the gradient of."""
-    return None if result is None else result.to(dtype)
+    return result if result is None or result.dtype == dtype else result.to(dtype)

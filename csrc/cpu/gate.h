@@ -28,7 +28,7 @@ template <class A> class TokenSums {
       add_to(units_[unit.index], sums, size_);
     });
   }
-  // The first `count` vectors' totals of batch element b start at the returned address.
+  // The totals [vectors, D] of batch element b; to be asked for once, as it adds the units up in place.
   const A* total(int64_t b) {
     A* sum = units_[b * plan_.chunks];
     for (int64_t c = 1; c < plan_.chunks; ++c) add_to(sum, units_[b * plan_.chunks + c], size_);

@@ -1,6 +1,6 @@
 r"""BatchNorm2d whose double backward is worth having: what R1 pays for in LadaGAN's discriminator.
 
-torch differentiates a batch norm's backward through some twenty passes over the activations. The normalisation is the
+torch differentiates a batch norm's backward in many elementwise passes over the activations. The normalisation is the
 one that `lada_kernels.reference.modulated_layer_norm` derives, over batch and pixels in place of channels, and its
 double backward needs nothing but torch's own fused backward once more. With ⟨·⟩ the mean per channel, r the reciprocal
 deviation, x̄ = γ r P ȳ what the backward returned (P z = z − ⟨z⟩ − x̂ ⟨z x̂⟩), and cotangents X, Γ, Β of x̄, γ̄, β̄:

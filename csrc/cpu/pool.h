@@ -74,7 +74,7 @@ template <class T> struct Pooling {
 
   // s = τ⟨x, w⟩ as [tokens,H]; -inf where masked
   void scores(Rows<const A> x, int64_t b, int64_t n, int64_t count, A* s) const {
-    dot<A>(x, count, weight, H, D, {s, H});
+    dot<A>({x, weight}, count, H, D, {s, H});
     for_vectors<A>(0, count * H, [&](int64_t i, auto lanes) { store(s + i, load(s + i, lanes) * scale, lanes); });
     if (!pool.mask) return;
     for (int64_t t = 0; t < count; ++t)
@@ -107,7 +107,7 @@ template <class T> struct Pooling {
 
   // t[h] = ⟨P_h, vectors_h⟩, repeated for every token of a block
   void repeat_inner(int64_t b, const A* vectors, A* out) const {
-    for (int64_t h = 0; h < H; ++h) dot<A>({pooled(b) + h * E, E}, 1, {vectors + h * E, E}, 1, E, {out + h, 1});
+    for (int64_t h = 0; h < H; ++h) dot<A>({{pooled(b) + h * E, E}, {vectors + h * E, E}}, 1, 1, E, {out + h, 1});
     repeat(out);
   }
 
@@ -134,9 +134,7 @@ template <class T> struct Pooling {
 
   // out[t][h] = ⟨y_t, vectors_h⟩, y the pooled part of x
   void project(Rows<const A> x, int64_t count, const A* vectors, A* out) const {
-    if (!pool.per_head) return dot<A>(x, count, {vectors, D}, H, D, {out, H});
-    for (int64_t h = 0; h < H; ++h)
-      dot<A>({x.data + h * E, x.stride}, count, {vectors + h * E, E}, 1, E, {out + h, H});
+    dot<A>({x, {vectors, E}, pool.per_head ? E : 0}, count, H, E, {out, H});
   }
 
   // sum[h] += Σ_t c[t][h] y_t

@@ -22,7 +22,7 @@ template <class T> class PoolDoubleBackwardStages {
         cot_weight_{static_cast<const A*>(cot_weight), p_.D}, out_grad_(static_cast<A*>(out_grad)), out_x_(out_x),
         extra_(extra), streaming_(streams<T>(shape, out_x)), blocks_(shape, plan.threads),
         cot_blocks_(shape, plan.threads), scalars_(plan.chunks == 1 ? plan.threads : p_.B, kScalars * p_.N * p_.H),
-        work_(plan.threads, 8 * p_.block * p_.H + p_.H * p_.E), sums_(plan.units(), p_.H * p_.E + 2 * p_.H),
+        work_(plan.threads, 7 * p_.block * p_.H + p_.H * p_.E), sums_(plan.units(), p_.H * p_.E + 2 * p_.H),
         means_(p_.B, 2 * p_.H), weight_sum_(out_weight, p_.H * p_.D, plan) {}
 
   auto gather() {
@@ -47,8 +47,8 @@ template <class T> class PoolDoubleBackwardStages {
   void gather_unit(const Unit& unit) {
     const int64_t H = p_.H, E = p_.E, D = p_.D, size = p_.block * H;
     const A* grad = grad_ + unit.b * H * E;
-    A *normaliser = work_[unit.thread], *t = normaliser + 2 * size, *e = t + size, *weighted = e + size, *cross = weighted + size;
-    A *a_sums = cross + size, *z_sums = a_sums + size;  // Σ α a and Σ α z, for each place in a block by itself
+    A *normaliser = work_[unit.thread], *t = normaliser + 2 * size, *e = t + size, *weighted = e + size;
+    A *a_sums = weighted + size, *z_sums = a_sums + size;  // Σ α a and Σ α z, for each place in a block by itself
     A *sum = sums_[unit.index], *a_sum = sum + H * E, *z_sum = a_sum + H;
     RunningSum<A> pooled_sum(sum, z_sums + size, H * E), weight_sum = weight_sum_.open(unit.thread);
     set_zero(sum, H * E + 2 * H);
@@ -61,18 +61,16 @@ template <class T> class PoolDoubleBackwardStages {
       const Rows<const A> x = blocks_.read(p_.pool.x, p_.pool.mask, unit.b, n, count, p_.N, unit.thread);
       p_.attention(x, unit.b, n, count, normaliser, alpha);
       p_.project(x, count, grad, u);
-      set_zero(a, count * H);
-      set_zero(z, count * H);
-      if (cot_weight_.data) dot<A>(x, count, cot_weight_, H, D, {a, H});
       Rows<const A> cot{nullptr, 0};
       if (cot_x_.data) {
         cot = cot_blocks_.read(cot_x_, p_.pool.mask, unit.b, n, count, p_.N, unit.thread);
-        dot<A>(cot, count, p_.weight, H, D, {cross, H});
-        for_vectors<A>(0, count * H, [&](int64_t i, auto lanes) {
-          store(a + i, load(a + i, lanes) + load(cross + i, lanes), lanes);
-        });
         p_.project(cot, count, grad, z);  // c
+      } else {
+        set_zero(z, count * H);
       }
+      const Factors<A> terms[] = {{x, cot_weight_}, {cot, p_.weight}};
+      const int first = cot_weight_.data ? 0 : 1, last = cot.data ? 2 : 1;
+      dot<A>(terms + first, last - first, count, H, D, {a, H});
       for_vectors<A>(0, count * H, [&](int64_t i, auto lanes) {
         const Vector<A> av = p_.scale * load(a + i, lanes), uv = load(u + i, lanes), alphav = load(alpha + i, lanes);
         const Vector<A> zv = load(z + i, lanes) + uv * av;
@@ -105,7 +103,7 @@ template <class T> class PoolDoubleBackwardStages {
     for (int64_t h = 0; h < H; ++h) {
       const A a_mean = sum[H * E + h], *pooled = p_.pooled(b) + h * E, *grad = grad_ + (b * H + h) * E;
       A t;
-      dot<A>({pooled, E}, 1, {grad, E}, 1, E, {&t, 1});
+      dot<A>({{pooled, E}, {grad, E}}, 1, 1, E, {&t, 1});
       mean[h] = a_mean;
       mean[H + h] = sum[H * E + H + h] - 2 * t * a_mean;
       for (int64_t j = 0; j < E; ++j) out_grad_[(b * H + h) * E + j] = sum[h * E + j] - a_mean * pooled[j];

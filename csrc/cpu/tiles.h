@@ -24,33 +24,53 @@ template <int Largest, class Body> inline void for_tiles(int64_t total, Body&& b
   }
 }
 
-template <class A, int T, int H, class Lanes>
-LADA_INLINE void dot_step(Rows<const A> x, Rows<const A> w, int64_t j, Vector<A> (&sum)[T * H], Lanes lanes) {
+// One term of `dot`: tokens and the vectors they meet. Head k meets the tokens' channels from k·shift on.
+template <class A> struct Factors {
+  Rows<const A> x, w;
+  int64_t shift = 0;
+};
+
+template <class A, int T, int H, bool Shifted, class Lanes>
+LADA_INLINE void dot_step(const Factors<A>& f, int64_t t, int64_t h, int64_t j, Vector<A> (&sum)[T * H], Lanes lanes) {
   Vector<A> row[T];
-  LADA_UNROLL for (int i = 0; i < T; ++i) row[i] = load(x[i] + j, lanes);
+  if constexpr (!Shifted) LADA_UNROLL for (int i = 0; i < T; ++i) row[i] = load(f.x[t + i] + j, lanes);
   LADA_UNROLL for (int k = 0; k < H; ++k) {
-    const Vector<A> weight = load(w[k] + j, lanes);
+    if constexpr (Shifted) LADA_UNROLL for (int i = 0; i < T; ++i) row[i] = load(f.x[t + i] + (h + k) * f.shift + j, lanes);
+    const Vector<A> weight = load(f.w[h + k] + j, lanes);
     LADA_UNROLL for (int i = 0; i < T; ++i) sum[i * H + k] += row[i] * weight;
   }
 }
 
-template <class A, int T, int H> void dot_tile(Rows<const A> x, Rows<const A> w, int64_t channels, Rows<A> out) {
+template <class A, int T, int H, bool Shifted>
+void dot_tile(const Factors<A>* terms, int count, int64_t t, int64_t h, int64_t channels, Rows<A> out) {
   Vector<A> sum[T * H] = {};
-  int64_t j = 0;
-  for (; j + kLanes<A> <= channels; j += kLanes<A>) dot_step<A, T, H>(x, w, j, sum, Whole{});
-  if (j < channels) dot_step<A, T, H>(x, w, j, sum, First{int(channels - j)});
+  for (const Factors<A>* f = terms; f != terms + count; ++f) {
+    int64_t j = 0;
+    for (; j + kLanes<A> <= channels; j += kLanes<A>) dot_step<A, T, H, Shifted>(*f, t, h, j, sum, Whole{});
+    if (j < channels) dot_step<A, T, H, Shifted>(*f, t, h, j, sum, First{int(channels - j)});
+  }
   A totals[T * H];
   sum_lanes<A, T * H>(sum, totals);
   for (int i = 0; i < T; ++i)
-    for (int k = 0; k < H; ++k) out[i][k] = totals[i * H + k];
+    for (int k = 0; k < H; ++k) out[t + i][h + k] = totals[i * H + k];
 }
 
-template <class A> void dot(Rows<const A> x, int64_t tokens, Rows<const A> w, int64_t heads, int64_t channels, Rows<A> out) {
+// out[t][h] = the sum of all terms
+template <class A>
+void dot(const Factors<A>* terms, int count, int64_t tokens, int64_t heads, int64_t channels, Rows<A> out) {
   for_tiles<kTileTokens>(tokens, [&](int64_t t, auto tile_tokens) {
     for_tiles<kTileHeads>(heads, [&](int64_t h, auto tile_heads) {
-      dot_tile<A, tile_tokens, tile_heads>({x[t], x.stride}, {w[h], w.stride}, channels, {out[t] + h, out.stride});
+      if (terms->shift)
+        dot_tile<A, tile_tokens, tile_heads, true>(terms, count, t, h, channels, out);
+      else
+        dot_tile<A, tile_tokens, tile_heads, false>(terms, count, t, h, channels, out);
     });
   });
+}
+
+template <class A>
+void dot(const Factors<A>& term, int64_t tokens, int64_t heads, int64_t channels, Rows<A> out) {
+  dot(&term, 1, tokens, heads, channels, out);
 }
 
 template <class A, int H, int V, class Lanes>

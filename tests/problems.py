@@ -13,7 +13,7 @@ import lada_kernels
 from lada_kernels import backends
 
 # The device on which each backend is tested. A backend that is missing here fails tests/backends.
-DEVICES = {"reference": "cpu", "cpu": "cpu"}
+DEVICES = {"reference": "cpu", "cpu": "cpu", "triton": "cuda" if torch.cuda.is_available() else "cpu"}
 
 
 def _target(name: str) -> Any:

@@ -19,12 +19,12 @@ from typing import Any
 
 import torch
 
-from . import cpu, reference
+from . import cpu, reference, triton
 
 OPS = ("additive_pool", "gated_product", "additive_attention", "modulated_layer_norm")
 
 # In order of preference; the reference runs anything and comes last.
-_BACKENDS: dict[str, types.ModuleType] = {"cpu": cpu, "reference": reference}
+_BACKENDS: dict[str, types.ModuleType] = {"cpu": cpu, "triton": triton, "reference": reference}
 
 
 class BackendError(RuntimeError):

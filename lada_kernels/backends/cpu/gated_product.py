@@ -4,7 +4,8 @@ import torch
 from torch import Tensor
 
 from ...native import native
-from .arguments import address, dense_like, narrowed, readable, readable_or_none, shape, tokens, wide, wide_like
+from ..arguments import dense_like, narrowed, readable, readable_or_none, wide, wide_like
+from .arguments import address, shape, tokens
 
 
 def forward(g: Tensor, k: Tensor, v: Tensor | None) -> Tensor:

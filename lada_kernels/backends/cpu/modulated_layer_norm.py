@@ -5,7 +5,8 @@ from torch import Tensor
 
 from ...native import native
 from ...reference.precision import accumulate_dtype
-from .arguments import address, dense_like, narrowed, readable, readable_or_none, shape, tokens, wide, wide_like
+from ..arguments import dense_like, narrowed, readable, readable_or_none, wide, wide_like
+from .arguments import address, shape, tokens
 
 
 def forward(x: Tensor, gamma: Tensor, beta: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:

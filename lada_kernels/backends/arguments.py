@@ -1,0 +1,39 @@
+"""Tensors as fused kernels want them: what they read in place, and fresh results to write to."""
+
+import torch
+from torch import Tensor
+
+from ..reference.precision import accumulate_dtype
+
+
+def readable(x: Tensor) -> Tensor:
+    """x [B,N,D] itself where its last dimension is dense, else a dense copy."""
+    return x if x.stride(2) == 1 or x.shape[2] == 1 else x.contiguous()
+
+
+def readable_or_none(x: Tensor | None) -> Tensor | None:
+    """`readable` of an optional tensor."""
+    return None if x is None else readable(x)
+
+
+def wide(x: Tensor | None, like: Tensor) -> Tensor | None:
+    """A small tensor dense and in the accumulation type of `like`: itself if it is so already."""
+    if x is None:
+        return None
+    dtype = accumulate_dtype(like.dtype)
+    return x if x.dtype == dtype and x.is_contiguous() else x.to(dtype).contiguous()
+
+
+def dense_like(x: Tensor, needed: bool = True) -> Tensor | None:
+    """A dense result shaped and typed like x, or None when it is not needed."""
+    return torch.empty(x.shape, dtype=x.dtype, device=x.device) if needed else None
+
+
+def wide_like(x: Tensor, like: Tensor, needed: bool = True) -> Tensor | None:
+    """A dense result shaped like x in the accumulation type of `like`, or None when it is not needed."""
+    return torch.empty(x.shape, dtype=accumulate_dtype(like.dtype), device=x.device) if needed else None
+
+
+def narrowed(result: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    """A wide result in the dtype of the tensor that it is the gradient of."""
+    return result if result is None or result.dtype == dtype else result.to(dtype)

@@ -1,0 +1,34 @@
+"""Fused Triton kernels for GPUs; with TRITON_INTERPRET=1, the same kernels interpreted on the CPU, slowly."""
+
+import functools
+import importlib
+from typing import Any
+
+import torch
+
+
+@functools.cache
+def unavailable() -> str | None:
+    """None where Triton can start a kernel, else why not."""
+    try:
+        from . import launch
+    except ImportError as error:
+        return f"triton could not be imported ({error})"
+    return launch.why_no_device()
+
+
+def refuses(op: str, device: str, dtype: torch.dtype) -> str | None:
+    """None for tensors on Triton's device in a dtype that its kernels compute in, else the reason."""
+    from . import launch
+
+    if device != launch.device_type():
+        return f"it computes on {launch.device_type()} tensors, these are on {device}"
+    allowed = launch.DTYPES if launch.INTERPRETED else [dtype for dtype in launch.DTYPES if dtype != torch.float64]
+    if dtype not in allowed:
+        return f"it computes in {', '.join(str(dtype).removeprefix('torch.') for dtype in allowed)}, not {dtype}"
+    return None
+
+
+def kernels(op: str) -> Any:
+    """The op's entry points: the module of its name in this package."""
+    return importlib.import_module(f".{op}", __name__)

@@ -1,0 +1,96 @@
+"""How the kernels are started: on which device, in how many programs, and what the first start of each took."""
+
+import functools
+import time
+from collections.abc import Sequence
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+# The type that sums are kept in, for every storage type.
+DTYPES = {torch.float32: tl.float32, torch.bfloat16: tl.float32, torch.float16: tl.float32, torch.float64: tl.float64}
+
+
+@triton.jit
+def _add_up(parts, total, slots, size, BLOCK: tl.constexpr):
+    """total [group, size] = the sum of parts [group, slots, size] over the slots, in their order."""
+    group, j = tl.program_id(1).to(tl.int64), tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    inside = j < size
+    result = tl.load(parts + group * slots * size + j, mask=inside, other=0.0)
+    for slot in range(1, slots):
+        result += tl.load(parts + (group * slots + slot) * size + j, mask=inside, other=0.0)
+    tl.store(total + group * size + j, result, mask=inside)
+
+
+# TRITON_INTERPRET is read where a kernel is decorated.
+INTERPRETED = not isinstance(_add_up, triton.runtime.JITFunction)
+
+# (kernel, constants, dtypes) -> seconds that its first start took, compilation or a look into Triton's cache included
+first_starts: dict[tuple[Any, ...], float] = {}
+
+
+def start(kernel: Any, grid: Sequence[int], *args: Any, warps: int = 4, **constants: Any) -> None:
+    """Start `kernel` on the device of its first argument and on torch's current stream there; no programs, no start."""
+    if 0 in grid:
+        return
+    key = (kernel, *constants.values(), *(arg.dtype if isinstance(arg, Tensor) else arg is None for arg in args))
+    begin = None if key in first_starts else time.perf_counter()
+    device = args[0].device
+    guard = nullcontext() if INTERPRETED else torch.get_device_module(device).device(device)
+    with guard:
+        # Triton's default for fusing multiply and add depends on its version.
+        kernel[tuple(grid)](*args, **constants, num_warps=warps, enable_fp_fusion=True)
+    if begin is not None:
+        first_starts[key] = time.perf_counter() - begin
+
+
+def split(batch: int, tokens: int, block: int, device: torch.device) -> tuple[int, int]:
+    """Cut each batch element's tokens so that the device is filled: (chunks, tokens a chunk), the latter a multiple of `block`.
+
+    It follows from the sizes and the device alone, so that results repeat bit for bit.
+    """
+    programs = 4 * processors(device)
+    chunks = max(1, min(programs // max(1, batch), triton.cdiv(tokens, 4 * block)))
+    size = triton.cdiv(triton.cdiv(tokens, chunks), block) * block
+    return triton.cdiv(tokens, size), size
+
+
+@functools.cache
+def processors(device: torch.device) -> int:
+    """Streaming multiprocessors, or what the device calls them."""
+    if device.type == "cpu":
+        return 2  # enough to split some tests' tokens
+    properties = torch.get_device_module(device).get_device_properties(device)
+    return getattr(properties, "multi_processor_count", None) or properties.gpu_subslice_count
+
+
+def add_up(parts: Tensor) -> Tensor:
+    """[groups, slots, ...] -> [groups, ...], the sum over the slots in their order."""
+    groups, slots, *sizes = parts.shape
+    if slots == 1:
+        return parts[:, 0]
+    total = parts.new_empty((groups, *sizes))
+    size = total[0].numel() if groups else 0
+    block = 256
+    start(_add_up, (triton.cdiv(size, block), groups), parts, total, slots, size, BLOCK=block)
+    return total
+
+
+def device_type() -> str:
+    """The type of the torch device that Triton's kernels run on."""
+    return "cpu" if INTERPRETED else triton.runtime.driver.active.get_active_torch_device().type
+
+
+def why_no_device() -> str | None:
+    """None where kernels can be started."""
+    if INTERPRETED:
+        return None
+    try:
+        triton.runtime.driver.active.get_current_target()
+    except Exception as error:  # each driver has its own
+        return f"triton finds no GPU ({error}); TRITON_INTERPRET=1 runs its kernels on the CPU, slowly"
+    return None

@@ -262,8 +262,8 @@ def step(repeats: int = 11) -> Iterator[Row]:
     yield from time_step(step_config(), repeats)
 
 
-def overhead(repeats: int = 3000) -> Iterator[Row]:
-    """A call, gradients recorded, on tensors so small that only its fixed cost is left."""
+def overhead(repeats: int = 61) -> Iterator[Row]:
+    """A call, gradients recorded, on tensors so small that only its fixed cost is left: 100 in a row, as a loop makes them."""
     torch.manual_seed(0)
     folded = LadaAttention(TINY_SHAPE[2], TINY_SHAPE[3])
     unfolded = copy.deepcopy(folded)
@@ -278,7 +278,9 @@ def overhead(repeats: int = 3000) -> Iterator[Row]:
         contestants = {"ours": partial(ours, *inputs), "plain": partial(plain, *inputs)}
         true_plain = copy.deepcopy(plain).double() if isinstance(plain, nn.Module) else plain
         error = worst_error([ours(*inputs)], [true_plain(*widened(inputs))])
-        row = trial("overhead", {"call": name, "shape": list(TINY_SHAPE)}, contestants, error, 1e-5, repeats, warmup=200)
+        row = trial(
+            "overhead", {"call": name, "shape": list(TINY_SHAPE)}, contestants, error, 1e-5, repeats, warmup=200, calls=100
+        )
         if not row.refused:
             row.figures["speedup"] = speedup(row, "ours", "plain")
         yield row
@@ -298,7 +300,7 @@ def run(
 
     Args:
         out: the JSON file to write, replaced after every section.
-        repeats: timed calls of each contestant; by default 31, for training steps 11, for tiny calls 3000.
+        repeats: readings of each contestant; by default 31, for training steps 11, for tiny calls 61 times 100.
         only: sections to run, separated by commas; the file will hold no others.
         default_allocator: leave the allocator alone, and time fresh outputs with their page faults.
     """

@@ -24,7 +24,7 @@ Contestant = Callable[[], Any]
 
 @dataclass
 class Timing:
-    """Seconds of one call: the median and the 20th and 80th percentiles of `repeats` calls."""
+    """Seconds of one call: the median and the 20th and 80th percentiles of `repeats` readings."""
 
     median: float
     p20: float
@@ -125,8 +125,11 @@ def worst_error(results: Sequence[Tensor | None], truth: Sequence[Tensor | None]
     return worst
 
 
-def race(contestants: dict[str, Contestant], repeats: int, warmup: int = 2) -> dict[str, Timing]:
-    """Time everybody's calls in turn: noise and clock changes meet all alike."""
+def race(contestants: dict[str, Contestant], repeats: int, warmup: int = 2, calls: int = 1) -> dict[str, Timing]:
+    """Time everybody's calls in turn: noise and clock changes meet all alike.
+
+    A reading takes the mean of `calls` calls in a row: more than one where the clock and cold caches would outweigh a call.
+    """
     seconds: dict[str, list[float]] = {name: [] for name in contestants}
     for call in contestants.values():
         for _ in range(warmup):
@@ -137,8 +140,10 @@ def race(contestants: dict[str, Contestant], repeats: int, warmup: int = 2) -> d
         for _ in range(repeats):
             for name, call in contestants.items():
                 start = time.perf_counter()
+                for _ in range(calls - 1):
+                    call()
                 result = call()
-                seconds[name].append(time.perf_counter() - start)
+                seconds[name].append((time.perf_counter() - start) / calls)
                 del result  # before the next one starts, and not on its clock
     finally:
         gc.enable()
@@ -153,11 +158,12 @@ def trial(
     tolerance: float,
     repeats: int,
     warmup: int = 2,
+    calls: int = 1,
 ) -> Row:
     """The gate and, past it, the race: who is further than `tolerance` from the truth is refused a time."""
     row = Row(section, case, error if math.isfinite(error) else None, tolerance)
     if error <= tolerance:
-        row.times = race(contestants, repeats, warmup)
+        row.times = race(contestants, repeats, warmup, calls)
     else:
         row.refused = f"wrong result: relative error {error:.3g}, at most {tolerance:g} is allowed"
     return row

@@ -26,12 +26,12 @@ def wide(x: Tensor | None, like: Tensor) -> Tensor | None:
 
 def dense_like(x: Tensor, needed: bool = True) -> Tensor | None:
     """A dense result shaped and typed like x, or None when it is not needed."""
-    return torch.empty(x.shape, dtype=x.dtype, device=x.device) if needed else None
+    return x.new_empty(x.shape) if needed else None
 
 
 def wide_like(x: Tensor, like: Tensor, needed: bool = True) -> Tensor | None:
     """A dense result shaped like x in the accumulation type of `like`, or None when it is not needed."""
-    return torch.empty(x.shape, dtype=accumulate_dtype(like.dtype), device=x.device) if needed else None
+    return x.new_empty(x.shape, dtype=accumulate_dtype(like.dtype)) if needed else None
 
 
 def narrowed(result: Tensor | None, dtype: torch.dtype) -> Tensor | None:

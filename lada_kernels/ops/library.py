@@ -3,7 +3,7 @@
 import inspect
 from collections.abc import Callable, Iterable
 from itertools import chain, repeat
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -50,22 +50,25 @@ def only(needs: Iterable[bool], results: Iterable[Tensor | None]) -> tuple[Tenso
     return tuple([result if needed else None for result, needed in zip(results, needs, strict=False)])
 
 
-class _Bound(inspect.BoundArguments):
-    """Arguments that came by position, all of them."""
+class _Bound:
+    """Arguments that came by position, all of them: what `Function.apply` asks of its bound arguments."""
 
-    args = property(lambda self: tuple(self.arguments.values()))
-    kwargs = property(lambda self: {})
+    __slots__ = ("args",)
+    kwargs: ClassVar[dict[str, Any]] = {}
+
+    def __init__(self, args: tuple[Any, ...]) -> None:
+        self.args = args
 
     def apply_defaults(self) -> None:
         """There are none to apply."""
 
 
 class _Positional(inspect.Signature):
-    """A signature that binds by zipping; the general rules cost more than a small kernel."""
+    """A signature that binds by taking every argument as it comes; the general rules cost more than a small kernel."""
 
     def bind(self, *args: Any) -> _Bound:
         """Bind one argument to every parameter."""
-        return _Bound(self, dict(zip(self.parameters, args, strict=True)))
+        return _Bound(args)
 
 
 def positional(forward: Callable[..., Any]) -> staticmethod:

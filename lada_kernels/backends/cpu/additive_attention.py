@@ -1,6 +1,5 @@
 """additive_attention by csrc/cpu/additive_attention.cpp."""
 
-import torch
 from torch import Tensor
 
 from ...native import native
@@ -18,9 +17,9 @@ def forward(
     k, v = readable(k), readable(v)
     (batch, count, channels), heads, dtype = q.shape, weight.shape[0], accumulate_dtype(q.dtype)
     out = dense_like(q)
-    pooled = torch.empty((batch, heads, channels // heads), dtype=dtype)
-    normaliser = torch.empty((batch, heads, 2), dtype=dtype)
-    alpha = torch.empty((batch, heads, count), dtype=dtype) if return_weights else None
+    pooled = q.new_empty((batch, heads, channels // heads), dtype=dtype)
+    normaliser = q.new_empty((batch, heads, 2), dtype=dtype)
+    alpha = q.new_empty((batch, heads, count), dtype=dtype) if return_weights else None
     native.additive_attention_forward(
         shape(q, heads),
         pool(q, weight, mask, pooled, normaliser, scale, True),

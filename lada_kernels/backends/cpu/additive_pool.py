@@ -1,6 +1,5 @@
 """additive_pool by csrc/cpu/additive_pool.cpp."""
 
-import torch
 from torch import Tensor
 
 from ...native import native
@@ -15,9 +14,9 @@ def forward(
     """As `lada_kernels.reference.additive_pool.forward`."""
     x, weight, mask = operands(x, weight, mask)
     (batch, count, channels), heads, dtype = x.shape, weight.shape[0], accumulate_dtype(x.dtype)
-    pooled = torch.empty((batch, heads, channels // heads if per_head else channels), dtype=dtype)
-    normaliser = torch.empty((batch, heads, 2), dtype=dtype)
-    alpha = torch.empty((batch, heads, count), dtype=dtype) if return_weights else None
+    pooled = x.new_empty((batch, heads, channels // heads if per_head else channels), dtype=dtype)
+    normaliser = x.new_empty((batch, heads, 2), dtype=dtype)
+    alpha = x.new_empty((batch, heads, count), dtype=dtype) if return_weights else None
     native.additive_pool_forward(shape(x, heads), pool(x, weight, mask, pooled, normaliser, scale, per_head), address(alpha))
     return pooled, normaliser, alpha
 

@@ -1,6 +1,5 @@
 """modulated_layer_norm by csrc/cpu/modulated_layer_norm.cpp."""
 
-import torch
 from torch import Tensor
 
 from ...native import native
@@ -13,7 +12,7 @@ def forward(x: Tensor, gamma: Tensor, beta: Tensor, eps: float) -> tuple[Tensor,
     """As `lada_kernels.reference.modulated_layer_norm.forward`."""
     x, gamma, beta = readable(x), wide(gamma, x), wide(beta, x)
     out = dense_like(x)
-    mean = torch.empty(x.shape[:2], dtype=accumulate_dtype(x.dtype))
+    mean = x.new_empty(x.shape[:2], dtype=accumulate_dtype(x.dtype))
     rstd = dense_like(mean)
     native.modulated_layer_norm_forward(
         shape(x), eps, tokens(x), address(gamma), address(beta), tokens(out), address(mean), address(rstd)

@@ -16,6 +16,13 @@ def readable_or_none(x: Tensor | None) -> Tensor | None:
     return None if x is None else readable(x)
 
 
+def readable_halves(k: Tensor | None, v: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+    """k and v as the kernels read them; without v, the two halves of k."""
+    if k is None:
+        return None, None
+    return readable(k).chunk(2, -1) if v is None else (readable(k), readable(v))
+
+
 def wide(x: Tensor | None, like: Tensor) -> Tensor | None:
     """A small tensor dense and in the accumulation type of `like`: itself if it is so already."""
     if x is None:
@@ -37,3 +44,13 @@ def wide_like(x: Tensor, like: Tensor, needed: bool = True) -> Tensor | None:
 def narrowed(result: Tensor | None, dtype: torch.dtype) -> Tensor | None:
     """A wide result in the dtype of the tensor that it is the gradient of."""
     return result if result is None or result.dtype == dtype else result.to(dtype)
+
+
+class LikeHalves:
+    """Dense results like k and v, as `whole` tensors and as what the kernels write to: where v is None, halves of one."""
+
+    def __init__(self, k: Tensor, v: Tensor | None, needs: list[bool]) -> None:
+        self.k, self.v = dense_like(k, needs[0]), None if v is None else dense_like(v, needs[1])
+        self.whole = (self.k, self.v)
+        if v is None and self.k is not None:
+            self.k, self.v = torch.chunk(self.k, 2, -1)

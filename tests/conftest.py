@@ -1,3 +1,4 @@
+import importlib.util
 import os
 
 import torch
@@ -5,3 +6,20 @@ import torch
 # Read when a kernel is decorated, so before anything imports one: without a GPU, Triton's kernels are interpreted.
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
+
+
+def _round_to_bfloat16() -> None:
+    """Round to the nearest bfloat16, as devices do; Triton's interpreter drops the bits."""
+    interpreter = importlib.import_module("triton.runtime.interpreter")
+    convert = interpreter._convert_float
+
+    def rounded(values, source, target, rounding_mode):
+        if (str(source), str(target)) == ("fp32", "bf16"):
+            return torch.tensor(values).bfloat16().view(torch.uint16).numpy()
+        return convert(values, source, target, rounding_mode)
+
+    interpreter._convert_float = rounded
+
+
+if os.environ.get("TRITON_INTERPRET") == "1" and importlib.util.find_spec("triton"):
+    _round_to_bfloat16()

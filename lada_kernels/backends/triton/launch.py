@@ -16,14 +16,16 @@ DTYPES = {torch.float32: tl.float32, torch.bfloat16: tl.float32, torch.float16: 
 
 
 @triton.jit
-def _add_up(parts, total, slots, size, BLOCK: tl.constexpr):
-    """total [group, size] = the sum of parts [group, slots, size] over the slots, in their order."""
-    group, j = tl.program_id(1).to(tl.int64), tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    inside = j < size
-    result = tl.load(parts + group * slots * size + j, mask=inside, other=0.0)
-    for slot in range(1, slots):
-        result += tl.load(parts + (group * slots + slot) * size + j, mask=inside, other=0.0)
-    tl.store(total + group * size + j, result, mask=inside)
+def _add_up(parts, total, slots, size, SLOTS: tl.constexpr, BLOCK: tl.constexpr):
+    """total [group, size] = the sum of parts [group, slots, size] over the slots, `SLOTS` at a time."""
+    tiles = tl.cdiv(size, BLOCK)
+    group = (tl.program_id(0) // tiles).to(tl.int64)
+    j = tl.program_id(0) % tiles * BLOCK + tl.arange(0, BLOCK)[None, :]
+    result = tl.zeros([SLOTS, BLOCK], parts.dtype.element_ty)
+    for first in range(0, slots, SLOTS):
+        slot = first + tl.arange(0, SLOTS)[:, None]
+        result += tl.load(parts + (group * slots + slot) * size + j, mask=(slot < slots) & (j < size), other=0.0)
+    tl.store(total + group * size + j, tl.sum(result, axis=0)[None, :], mask=j < size)
 
 
 # TRITON_INTERPRET is read where a kernel is decorated.
@@ -48,13 +50,13 @@ def start(kernel: Any, grid: Sequence[int], *args: Any, warps: int = 4, **consta
         first_starts[key] = time.perf_counter() - begin
 
 
-def split(batch: int, tokens: int, block: int, device: torch.device) -> tuple[int, int]:
+def split(batch: int, tokens: int, block: int, device: torch.device, programs: int = 4) -> tuple[int, int]:
     """Cut each batch element's tokens so that the device is filled: (chunks, tokens a chunk), the latter a multiple of `block`.
 
-    It follows from the sizes and the device alone, so that results repeat bit for bit.
+    A processor gets about that many `programs`. Sizes and device decide alone, so that results repeat bit for bit.
     """
-    programs = 4 * processors(device)
-    chunks = max(1, min(programs // max(1, batch), triton.cdiv(tokens, 4 * block)))
+    wanted = programs * processors(device)
+    chunks = max(1, min(wanted // max(1, batch), triton.cdiv(tokens, 4 * block)))
     size = triton.cdiv(triton.cdiv(tokens, chunks), block) * block
     return triton.cdiv(tokens, size), size
 
@@ -68,15 +70,16 @@ def processors(device: torch.device) -> int:
     return getattr(properties, "multi_processor_count", None) or properties.gpu_subslice_count
 
 
-def add_up(parts: Tensor) -> Tensor:
-    """[groups, slots, ...] -> [groups, ...], the sum over the slots in their order."""
+def add_up(parts: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    """[groups, slots, ...] -> [groups, ...] in `dtype`, else in their own: the sums over the slots, in one order always."""
     groups, slots, *sizes = parts.shape
+    dtype = dtype or parts.dtype
     if slots == 1:
-        return parts[:, 0]
-    total = parts.new_empty((groups, *sizes))
+        return parts[:, 0].to(dtype)
+    total = parts.new_empty((groups, *sizes), dtype=dtype)
     size = total[0].numel() if groups else 0
-    block = 256
-    start(_add_up, (triton.cdiv(size, block), groups), parts, total, slots, size, BLOCK=block)
+    block = 128
+    start(_add_up, (triton.cdiv(size, block) * groups,), parts, total, slots, size, SLOTS=16, BLOCK=block)
     return total
 
 

@@ -1,8 +1,9 @@
-"""What the CPU kernels are worth: ops against the byte bound and the plain composition, modules, a training step, tiny calls.
+"""What the kernels are worth: ops against the byte bound and the plain composition, modules, a training step, tiny calls.
 
-    python -m benchmarks.foundation
+    python -m benchmarks.foundation [--device cuda]
 
-Two threads; on a machine with more cores the rest stays idle. `--only` writes the sections named, and nothing else, to `--out`.
+On the CPU two threads; on a machine with more cores the rest stays idle. `--only` writes the sections named, and nothing
+else, to `--out`; `--tiny` rehearses all of them in little time.
 """
 
 import copy
@@ -11,76 +12,43 @@ import math
 import shlex
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import tyro
 from torch import Tensor, nn
 
 from benchmarks import peers
+from benchmarks.cases import OPS, ORDERS, PLANS, TINY_SHAPE, Op, Plan, Shape
 from benchmarks.harness import (
     Contestant,
     Row,
     copying,
     describe,
     keep_freed_memory,
+    peak_bytes,
     save,
     speedup,
     start_report,
     trial,
     worst_error,
 )
-from lada_kernels import additive_attention, additive_pool, gated_product, info, modulated_layer_norm, use_backend
+from lada_kernels import info, use_backend
 from lada_kernels.modules import LadaAttention
-from lada_kernels.training.config import PRESETS, Config
+from lada_kernels.training.config import Config
 from lada_kernels.training.loop import Trainer
 
-ORDERS = ("forward", "backward", "double backward")
 TOLERANCES = {torch.float32: 1e-5, torch.bfloat16: 2e-2}
 # D's loss and gradients after a whole step, against the official composition in float32; G's fakes go through 16 bits.
 STEP_TOLERANCES = {"float32": 1e-3, "bfloat16": 0.1}
 
-Shape = tuple[int, ...]
 
-
-@dataclass(frozen=True)
-class Op:
-    """An op, its plain twin, what its inputs are, and the [B,N,D] tensors that each order must move at the least."""
-
-    ours: Callable[..., Tensor]
-    plain: Callable[..., Tensor]
-    inputs: str  # t: tokens [B,N,D], c: channels [B,D], w: score weight [H,D]
-    units: tuple[int, int, int]
-
-
-OPS = {
-    "additive_attention": Op(additive_attention, peers.plain_attention, "tttw", (4, 7, 11)),
-    "additive_pool": Op(additive_pool, peers.plain_pool, "tw", (1, 2, 3)),
-    "additive_pool, all channels": Op(
-        partial(additive_pool, per_head=False), partial(peers.plain_pool, per_head=False), "tw", (1, 2, 3)
-    ),
-    "gated_product": Op(gated_product, peers.plain_gated_product, "ctt", (3, 5, 8)),
-    "modulated_layer_norm": Op(modulated_layer_norm, peers.plain_modulated_layer_norm, "tcc", (2, 3, 5)),
-}
-ATTENTION_SHAPES = (
-    (64, 64, 1024, 4),
-    (64, 256, 256, 4),
-    (64, 1024, 64, 4),
-    (8, 4096, 256, 8),
-    (1, 65536, 256, 8),
-)  # B, N, D, H
-OP_SHAPE = (64, 256, 256, 4)
-MODULE_SHAPES = ((16, 64, 1024), (16, 256, 512), (16, 256, 256), (16, 1024, 64))  # B, N, D
-TINY_SHAPE = (1, 4, 8, 2)
-
-
-def make_inputs(kinds: str, shape: Shape, dtype: torch.dtype) -> list[Tensor]:
+def make_inputs(kinds: str, shape: Shape, dtype: torch.dtype, device: str = "cpu") -> list[Tensor]:
     batch, tokens, channels, heads = shape
     sizes = {"t": (batch, tokens, channels), "c": (batch, channels), "w": (heads, channels)}
-    draw = [torch.randn(sizes[kind]) * (0.05 if kind == "w" else 1.0) for kind in kinds]
+    draw = [torch.randn(sizes[kind], device=device) * (0.05 if kind == "w" else 1.0) for kind in kinds]
     return [x.to(dtype).requires_grad_() for x in draw]
 
 
@@ -107,23 +75,43 @@ def at_order(
     return lambda: torch.autograd.grad(first, [grad, *inputs], cotangents, retain_graph=True, allow_unused=True)
 
 
-def time_op(name: str, shape: Shape, dtype: torch.dtype, repeats: int) -> Iterator[Row]:
-    """All three orders of an op beside its plain twin and beside a copy of as many bytes as the order must move."""
-    op = OPS[name]
+def error_of(op: Op, order: str, shape: Shape, dtype: torch.dtype, device: str, inputs: list[Tensor] | None = None) -> float:
+    """How far one order of an op is from its plain twin in float64."""
+    inputs = inputs or make_inputs(op.inputs, shape, dtype, device)
+    grad, cotangents = make_cotangents(op, inputs)
+    truth = at_order(order, op.plain, widened(inputs), *widened([grad]), [x.double() for x in cotangents])()
+    return worst_error(at_order(order, op.ours, inputs, grad, cotangents)(), truth)
+
+
+def make_cotangents(op: Op, inputs: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
+    return torch.randn_like(op.ours(*inputs)).requires_grad_(), [torch.randn_like(x) for x in inputs]
+
+
+def time_op(name: str, shape: Shape, dtype: torch.dtype, repeats: int, plan: Plan) -> Iterator[Row]:
+    """All three orders of an op beside its plain twin and beside a copy of as many bytes as the order must move.
+
+    On a GPU also beside the plain twin under torch.compile, which has no second order.
+    """
+    op, device = OPS[name], plan.device
     torch.manual_seed(0)
-    inputs = make_inputs(op.inputs, shape, dtype)
-    grad = torch.randn_like(op.ours(*inputs)).requires_grad_()
-    cotangents = [torch.randn_like(x) for x in inputs]
-    batch, tokens, channels, _ = shape
+    inputs = make_inputs(op.inputs, shape, dtype, device)
+    grad, cotangents = make_cotangents(op, inputs)
+    batch, tokens, channels, heads = shape
+    whole = batch * tokens * channels <= plan.largest_truth
+    part = shape if whole else (min(batch, 2), min(tokens, 4096), channels, heads)
+    compiled = None if device == "cpu" else torch.compile(op.plain, fullgraph=True)
     for order, units in zip(ORDERS, op.units, strict=True):
         moved = units * batch * tokens * channels * dtype.itemsize
-        truth = at_order(order, op.plain, widened(inputs), *widened([grad]), [x.double() for x in cotangents])()
-        ours = at_order(order, op.ours, inputs, grad, cotangents)
-        error = worst_error(ours(), truth)
-        del truth
-        contestants = {"ours": ours, "plain": at_order(order, op.plain, inputs, grad, cotangents), "copy": copying(moved)}
+        error = error_of(op, order, part, dtype, device, inputs if whole else None)
+        contestants = {
+            "ours": at_order(order, op.ours, inputs, grad, cotangents),
+            "plain": at_order(order, op.plain, inputs, grad, cotangents),
+            "copy": copying(moved, device),
+        }
+        if compiled and order != ORDERS[-1]:
+            contestants["compiled"] = at_order(order, compiled, inputs, grad, cotangents)
         case = {"op": name, "shape": list(shape), "dtype": str(dtype).removeprefix("torch."), "order": order}
-        row = trial("ops", case, contestants, error, TOLERANCES[dtype], repeats)
+        row = trial("ops", case, contestants, error, TOLERANCES[dtype], repeats, device=device)
         if not row.refused:
             row.figures = {
                 "bytes": moved,
@@ -132,15 +120,16 @@ def time_op(name: str, shape: Shape, dtype: torch.dtype, repeats: int) -> Iterat
                 "speedup": speedup(row, "ours", "plain"),
                 "plain/bound": speedup(row, "copy", "plain"),
             }
+            if "compiled" in contestants:
+                row.figures["over compiled"] = speedup(row, "ours", "compiled")
+            if device != "cpu":
+                row.figures |= {f"peak bytes {who}": peak_bytes(contestants[who], device) for who in ("ours", "plain")}
         yield row
 
 
-def ops(repeats: int = 31) -> Iterator[Row]:
-    for shape in ATTENTION_SHAPES:
-        yield from time_op("additive_attention", shape, torch.float32, repeats)
-    for dtype in TOLERANCES:
-        for name in list(OPS)[1:]:
-            yield from time_op(name, OP_SHAPE, dtype, repeats)
+def ops(plan: Plan, repeats: int = 31) -> Iterator[Row]:
+    for name, shape, dtype in plan.ops:
+        yield from time_op(name, shape, dtype, repeats, plan)
 
 
 def first_order(module: nn.Module, x: Tensor, grad: Tensor) -> tuple[Tensor, ...]:
@@ -176,18 +165,17 @@ def saved_bytes(module: nn.Module, x: Tensor) -> int:
     return sum(saved.values())
 
 
-def time_module(shape: Shape, repeats: int, heads: int = 4) -> Iterator[Row]:
+def time_module(shape: Shape, repeats: int, device: str = "cpu", heads: int = 4) -> Iterator[Row]:
     torch.manual_seed(0)
-    ours = LadaAttention(shape[2], heads)
+    ours = LadaAttention(shape[2], heads).to(device)
     plain = peers.PlainAttention(ours)
-    x, grad = torch.randn(shape).requires_grad_(), torch.randn(shape)
+    x, grad = torch.randn(shape, device=device).requires_grad_(), torch.randn(shape, device=device)
     true_module, (true_x,) = peers.PlainAttention(copy.deepcopy(ours).double()), widened([x])
     for task, run in (("forward+backward", first_order), ("R1", r1_step)):
         contestants = {"ours": partial(run, ours, x, grad), "plain": partial(run, plain, x, grad)}
         error = worst_error(contestants["ours"](), run(true_module, true_x, grad.double()))
-        row = trial(
-            "modules", {"module": "LadaAttention", "shape": list(shape), "task": task}, contestants, error, 1e-4, repeats
-        )
+        case = {"module": "LadaAttention", "shape": list(shape), "task": task}
+        row = trial("modules", case, contestants, error, 1e-4, repeats, device=device)
         if not row.refused:
             row.figures["speedup"] = speedup(row, "ours", "plain")
             if run is first_order:
@@ -196,9 +184,9 @@ def time_module(shape: Shape, repeats: int, heads: int = 4) -> Iterator[Row]:
         yield row
 
 
-def modules(repeats: int = 31) -> Iterator[Row]:
-    for shape in MODULE_SHAPES:
-        yield from time_module(shape, repeats)
+def modules(plan: Plan, repeats: int = 31) -> Iterator[Row]:
+    for shape in plan.modules:
+        yield from time_module(shape, repeats, plan.device)
 
 
 def d_step(contestant: Trainer | peers.OfficialStep) -> list[Tensor]:
@@ -210,17 +198,6 @@ def d_step(contestant: Trainer | peers.OfficialStep) -> list[Tensor]:
         result = d_loss + contestant.config.optim.r1 * r1
     # The G step leaves D's gradients alone.
     return [result, torch.cat([p.grad.flatten() for p in contestant.discriminator.parameters()])]
-
-
-def step_config() -> Config:
-    """LadaGAN-64 in the official sizes, batch 16, R1 every step."""
-    preset, replace = PRESETS["celeba64"], dataclasses.replace
-    return replace(
-        preset,
-        model=replace(preset.model, flavor="torch"),
-        optim=replace(preset.optim, batch_size=16, r1=1e-2, r1_every=1),
-        run=replace(preset.run, device="cpu"),
-    )
 
 
 def time_step(config: Config, repeats: int) -> Iterator[Row]:
@@ -247,7 +224,7 @@ def time_step(config: Config, repeats: int) -> Iterator[Row]:
     contestants = {"official": official, **ours, "plain bfloat16": plain}
     calls = {name: contestant.step for name, contestant in contestants.items()}
     case = {"step": "LadaGAN", "pixels": size, "batch": batch}
-    row = trial("step", case, calls, errors[worst], tolerances[worst], repeats, warmup=1)
+    row = trial("step", case, calls, errors[worst], tolerances[worst], repeats, warmup=1, device=config.run.device)
     row.figures = {f"error {name}": error for name, error in errors.items() if math.isfinite(error)}
     if not row.refused:
         row.figures |= {f"images/s {name}": batch / timing.median for name, timing in row.times.items()}
@@ -258,18 +235,19 @@ def time_step(config: Config, repeats: int) -> Iterator[Row]:
     yield row
 
 
-def step(repeats: int = 11) -> Iterator[Row]:
-    yield from time_step(step_config(), repeats)
+def step(plan: Plan, repeats: int = 11) -> Iterator[Row]:
+    yield from time_step(plan.step, repeats)
 
 
-def overhead(repeats: int = 61) -> Iterator[Row]:
+def overhead(plan: Plan, repeats: int = 61) -> Iterator[Row]:
     """A call, gradients recorded, on tensors so small that only its fixed cost is left: 100 in a row, as a loop makes them."""
     torch.manual_seed(0)
-    folded = LadaAttention(TINY_SHAPE[2], TINY_SHAPE[3])
+    device = plan.device
+    folded = LadaAttention(TINY_SHAPE[2], TINY_SHAPE[3]).to(device)
     unfolded = copy.deepcopy(folded)
     unfolded.fold_query = False
-    calls = {name: (OPS[name].ours, OPS[name].plain, make_inputs(OPS[name].inputs, TINY_SHAPE, torch.float32)) for name in OPS}
-    (x,) = make_inputs("t", TINY_SHAPE, torch.float32)
+    calls = {name: (op.ours, op.plain, make_inputs(op.inputs, TINY_SHAPE, torch.float32, device)) for name, op in OPS.items()}
+    (x,) = make_inputs("t", TINY_SHAPE, torch.float32, device)
     calls |= {
         "LadaAttention": (folded, peers.PlainAttention(folded), [x]),
         "LadaAttention, not folded": (unfolded, peers.PlainAttention(unfolded), [x]),
@@ -278,9 +256,8 @@ def overhead(repeats: int = 61) -> Iterator[Row]:
         contestants = {"ours": partial(ours, *inputs), "plain": partial(plain, *inputs)}
         true_plain = copy.deepcopy(plain).double() if isinstance(plain, nn.Module) else plain
         error = worst_error([ours(*inputs)], [true_plain(*widened(inputs))])
-        row = trial(
-            "overhead", {"call": name, "shape": list(TINY_SHAPE)}, contestants, error, 1e-5, repeats, warmup=200, calls=100
-        )
+        case, in_a_row = {"call": name, "shape": list(TINY_SHAPE)}, 1 if plan.repeats else 100
+        row = trial("overhead", case, contestants, error, 1e-5, repeats, warmup=2 * in_a_row, calls=in_a_row, device=device)
         if not row.refused:
             row.figures["speedup"] = speedup(row, "ours", "plain")
         yield row
@@ -291,33 +268,42 @@ SECTIONS: dict[str, Callable[..., Iterator[Row]]] = {"overhead": overhead, "ops"
 
 
 def run(
-    out: Path = Path("benchmarks/results/cpu-foundation.json"),
+    out: Path | None = None,
     repeats: int | None = None,
     only: str = ",".join(SECTIONS),
+    device: Literal["cpu", "cuda"] = "cpu",
+    backend: str | None = None,
+    tiny: bool = False,
     default_allocator: bool = False,
 ) -> int:
-    """Time the CPU kernels in two threads; non-zero when a result was wrong.
+    """Time the kernels, on the CPU in two threads; non-zero when a result was wrong.
 
     Args:
-        out: the JSON file to write, replaced after every section.
+        out: the JSON file to write, replaced after every section; benchmarks/results/DEVICE-foundation.json by default.
         repeats: readings of each contestant; by default 31, for training steps 11, for tiny calls 61 times 100.
         only: sections to run, separated by commas; the file will hold no others.
-        default_allocator: leave the allocator alone, and time fresh outputs with their page faults.
+        device: where the tensors are.
+        backend: who computes; by default cpu on the CPU and triton on a GPU.
+        tiny: every section on the smallest sizes, once: a rehearsal, whose times mean nothing.
+        default_allocator: leave the CPU's allocator alone, and time fresh outputs with their page faults.
     """
     names = only.split(",")
     if unknown := [name for name in names if name not in SECTIONS]:
         raise SystemExit(f"--only: unknown section {unknown[0]!r}, expected some of {','.join(SECTIONS)}")
+    out = out or Path(f"benchmarks/results/{device}-foundation.json")
+    plan = PLANS["tiny" if tiny else device](device)
     allocator = "the system's default, by request" if default_allocator else keep_freed_memory()
     torch.set_num_threads(2)
     # sys.argv[0] would tell where this checkout lies.
     report = start_report(shlex.join(["python", "-m", "benchmarks.foundation", *sys.argv[1:]]), allocator)
     print(f"{info.describe(report.machine)}\n\nallocator: {allocator}")
-    with use_backend("cpu"):
+    with use_backend(backend or ("cpu" if device == "cpu" else "triton")):
         for name in names:
             print(f"\n{name}")
-            options: dict[str, Any] = {} if repeats is None else {"repeats": repeats}
+            wanted = plan.repeats if repeats is None else repeats
+            options: dict[str, Any] = {} if wanted is None else {"repeats": wanted}
             try:
-                for row in SECTIONS[name](**options):
+                for row in SECTIONS[name](plan, **options):
                     report.rows.append(row)
                     print(describe(row), flush=True)
                 report.sections.append(name)

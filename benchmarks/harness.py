@@ -125,7 +125,42 @@ def worst_error(results: Sequence[Tensor | None], truth: Sequence[Tensor | None]
     return worst
 
 
-def race(contestants: dict[str, Contestant], repeats: int, warmup: int = 2, calls: int = 1) -> dict[str, Timing]:
+def seconds_of(call: Contestant, calls: int, device: str) -> float:
+    """The mean of `calls` calls in a row, by the wall clock on a CPU and by the device's events elsewhere."""
+    if device == "cpu":
+        start = time.perf_counter()
+        for _ in range(calls - 1):
+            call()
+        result = call()
+        seconds = time.perf_counter() - start
+        del result  # not on the clock
+        return seconds / calls
+    module = torch.get_device_module(device)
+    start, end = module.Event(enable_timing=True), module.Event(enable_timing=True)
+    start.record()
+    for _ in range(calls):
+        call()
+    end.record()
+    end.synchronize()
+    return start.elapsed_time(end) / 1e3 / calls
+
+
+def peak_bytes(call: Contestant, device: str) -> int:
+    """The most device memory that a call has allocated at once, its results included; 0 on a CPU."""
+    if device == "cpu":
+        return 0
+    module = torch.get_device_module(device)
+    module.synchronize()
+    module.reset_peak_memory_stats()
+    before = module.memory_allocated()
+    call()
+    module.synchronize()
+    return module.max_memory_allocated() - before
+
+
+def race(
+    contestants: dict[str, Contestant], repeats: int, warmup: int = 2, calls: int = 1, device: str = "cpu"
+) -> dict[str, Timing]:
     """Time everybody's calls in turn: noise and clock changes meet all alike.
 
     A reading takes the mean of `calls` calls in a row: more than one where the clock and cold caches would outweigh a call.
@@ -139,12 +174,7 @@ def race(contestants: dict[str, Contestant], repeats: int, warmup: int = 2, call
     try:
         for _ in range(repeats):
             for name, call in contestants.items():
-                start = time.perf_counter()
-                for _ in range(calls - 1):
-                    call()
-                result = call()
-                seconds[name].append((time.perf_counter() - start) / calls)
-                del result  # before the next one starts, and not on its clock
+                seconds[name].append(seconds_of(call, calls, device))
     finally:
         gc.enable()
     return {name: _timing(values) for name, values in seconds.items()}
@@ -159,21 +189,22 @@ def trial(
     repeats: int,
     warmup: int = 2,
     calls: int = 1,
+    device: str = "cpu",
 ) -> Row:
     """The gate and, past it, the race: who is further than `tolerance` from the truth is refused a time."""
     row = Row(section, case, error if math.isfinite(error) else None, tolerance)
     if error <= tolerance:
-        row.times = race(contestants, repeats, warmup, calls)
+        row.times = race(contestants, repeats, warmup, calls, device)
     else:
         row.refused = f"wrong result: relative error {error:.3g}, at most {tolerance:g} is allowed"
     return row
 
 
-def copying(size: int) -> Contestant:
+def copying(size: int, device: str = "cpu") -> Contestant:
     """A `copy_` that moves `size` bytes, half of them read and half written; `size` is a multiple of 8."""
     if size % 8:
         raise ValueError(f"size: got {size} bytes, expected a multiple of 8")
-    source, target = torch.ones(size // 8), torch.zeros(size // 8)
+    source, target = torch.ones(size // 8, device=device), torch.zeros(size // 8, device=device)
     return lambda: target.copy_(source)
 
 

@@ -109,7 +109,7 @@ class OfficialStep:
     """The official script's training step on plain modules, its logging aside; starts from a trainer's weights and data."""
 
     def __init__(self, trainer: Trainer) -> None:
-        self.config, self.images = trainer.config, trainer.images
+        self.config, self.images, self.device = trainer.config, trainer.images, trainer.device
         optim = self.config.optim
         self.generator = make_plain(copy.deepcopy(trainer.generator))
         self.discriminator = make_plain(copy.deepcopy(trainer.discriminator))
@@ -119,14 +119,15 @@ class OfficialStep:
         self.sampler = Sampler(len(self.images), optim.batch_size, self.config.seed)
 
     def fakes(self) -> Tensor:
-        latents = torch.randn(self.config.optim.batch_size, self.config.model.noise_dim)
+        latents = torch.randn(self.config.optim.batch_size, self.config.model.noise_dim, device=self.device)
         return augment(self.generator(latents), self.config.optim.augment)
 
     def step(self) -> Tensor:
         """Returns D's loss, the penalty included."""
         optim, generator, discriminator = self.config.optim, self.generator, self.discriminator
         # The script asks for the gradient before it augments: the penalty's reaches back to the pixels.
-        reals = augment(to_float(self.images[next(self.sampler)]).requires_grad_(), optim.augment)
+        pixels = self.images[next(self.sampler)].to(self.device)
+        reals = augment(to_float(pixels).requires_grad_(), optim.augment)
         generator.requires_grad_(False)
         discriminator.requires_grad_(True)
         real_logits = discriminator(reals)

@@ -1,13 +1,13 @@
-import dataclasses
 import math
 
 import pytest
 import torch
 
-from benchmarks import foundation, harness, peers
+from benchmarks import cases, foundation, harness, peers
 from lada_kernels import additive_attention, backends
 
 SHAPE = (2, 8, 16, 4)
+PLAN = cases.tiny_plan("cpu")
 MISSING = backends.available()["cpu"]
 pytestmark = pytest.mark.skipif(MISSING is not None, reason=f"backend 'cpu': {MISSING}")
 
@@ -24,7 +24,7 @@ def wrong_op(monkeypatch):
     def wrong(q, k, v, w):
         return additive_attention(q, k, v, w) + 1e-4 * q  # right shape and dtype, differentiable, and not the op
 
-    monkeypatch.setitem(foundation.OPS, "wrong", foundation.Op(wrong, peers.plain_attention, "tttw", (4, 7, 11)))
+    monkeypatch.setitem(cases.OPS, "wrong", cases.Op(wrong, peers.plain_attention, "tttw", (4, 7, 11)))
 
 
 def run_rows(monkeypatch, path, section):
@@ -33,9 +33,9 @@ def run_rows(monkeypatch, path, section):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("name", list(foundation.OPS))
+@pytest.mark.parametrize("name", list(cases.OPS))
 def test_the_gate_lets_every_op_pass(name, dtype):
-    rows = list(foundation.time_op(name, SHAPE, dtype, repeats=2))
+    rows = list(foundation.time_op(name, SHAPE, dtype, repeats=2, plan=PLAN))
     assert [row.case["order"] for row in rows] == ["forward", "backward", "double backward"]
     for row in rows:
         assert row.refused is None
@@ -44,7 +44,9 @@ def test_the_gate_lets_every_op_pass(name, dtype):
 
 def test_the_gate_refuses_a_wrong_op(wrong_op, monkeypatch, tmp_path):
     status = run_rows(
-        monkeypatch, tmp_path / "out.json", lambda repeats: foundation.time_op("wrong", SHAPE, torch.float32, repeats)
+        monkeypatch,
+        tmp_path / "out.json",
+        lambda plan, repeats: foundation.time_op("wrong", SHAPE, torch.float32, repeats, plan),
     )
     assert status == 1
     forward = harness.load(tmp_path / "out.json").rows[0]
@@ -55,13 +57,13 @@ def test_the_gate_refuses_a_wrong_op(wrong_op, monkeypatch, tmp_path):
 
 
 def test_right_results_end_in_status_zero(monkeypatch, tmp_path):
-    section = lambda repeats: foundation.time_op("gated_product", SHAPE, torch.float32, repeats)  # noqa: E731
+    section = lambda plan, repeats: foundation.time_op("gated_product", SHAPE, torch.float32, repeats, plan)  # noqa: E731
     assert run_rows(monkeypatch, tmp_path / "out.json", section) == 0
     assert harness.load(tmp_path / "out.json").sections == ["ops"]
 
 
 def test_an_interrupted_section_leaves_its_rows(monkeypatch, tmp_path):
-    def section(repeats):
+    def section(plan, repeats):
         yield harness.Row("ops", {"op": "first"}, 0.0, 1e-5)
         raise KeyboardInterrupt
 
@@ -115,7 +117,7 @@ def test_bytes_of_the_bound():
     tensor = batch * tokens * channels * 4
     # q, k, v -> out; grad, q, k, v -> three gradients; cotangents of three, grad, q, k, v -> second gradients of four
     moved = [(3 + 1) * tensor, (4 + 3) * tensor, (7 + 4) * tensor]
-    rows = list(foundation.time_op("additive_attention", SHAPE, torch.float32, repeats=1))
+    rows = list(foundation.time_op("additive_attention", SHAPE, torch.float32, repeats=1, plan=PLAN))
     assert [row.figures["bytes"] for row in rows] == moved
 
 
@@ -147,17 +149,12 @@ def test_saved_bytes_are_those_of_activations():
 
 
 def test_the_official_step_and_ours_agree():
-    config = foundation.step_config()
-    small = dataclasses.replace(
-        config.model, img_size=32, dim=(64, 16, 8), mlp_dim=(8, 8, 8), enc_dim=(8, 16), out_dim=(8, 8), d_mlp_dim=8
-    )
-    config = dataclasses.replace(config, model=small, optim=dataclasses.replace(config.optim, batch_size=4))
-    (row,) = foundation.time_step(config, repeats=1)
+    (row,) = foundation.time_step(PLAN.step, repeats=1)
     assert row.refused is None
     assert row.figures["error float32"] < 1e-4
     assert row.figures["better in bfloat16"].startswith("bfloat16")
 
 
 def test_tiny_calls_pass_the_gate():
-    rows = list(foundation.overhead(repeats=2))
+    rows = list(foundation.overhead(PLAN, repeats=2))
     assert [row.refused for row in rows] == [None] * len(rows)

@@ -2,7 +2,7 @@
 
 from .backends import available, explain, use_backend
 from .modules import BatchNorm2d, LadaAttention, Ladaformer, OnFeatureMap, SelfModulatedLayerNorm, SMLadaformer
-from .ops import additive_attention, additive_pool, gated_product, modulated_layer_norm
+from .ops import additive_attention, additive_pool, gated_product, gated_projection, modulated_layer_norm
 from .version import VERSION
 
 __version__ = VERSION
@@ -19,6 +19,7 @@ __all__ = [
     "available",
     "explain",
     "gated_product",
+    "gated_projection",
     "modulated_layer_norm",
     "use_backend",
 ]

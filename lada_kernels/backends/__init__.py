@@ -1,7 +1,8 @@
 """Who computes: the choice of a backend, its refusal, and the explanation of both.
 
 A backend is a module of this package with `unavailable() -> reason | None`, `refuses(op, device, dtype) -> reason | None`
-and `kernels(op)`, which returns the op's three entry points:
+and `kernels(op)`, which returns the op's three entry points, or its forward alone for `gated_projection`, whose
+gradients are taken by other ops:
 
     forward(...)                  what the reference's forward takes and returns
     backward(needs, ...)          the reference's backward; a result whose flag in `needs` is False may come as None
@@ -21,7 +22,7 @@ import torch
 
 from . import cpu, reference, triton
 
-OPS = ("additive_pool", "gated_product", "additive_attention", "modulated_layer_norm")
+OPS = ("additive_pool", "gated_product", "additive_attention", "modulated_layer_norm", "gated_projection")
 
 # In order of preference; the reference runs anything and comes last.
 _BACKENDS: dict[str, types.ModuleType] = {"cpu": cpu, "triton": triton, "reference": reference}
@@ -57,7 +58,7 @@ def explain(op: str, *tensors: torch.Tensor) -> Explanation:
     """Which backend would run `op` on these tensors, and why the others would not.
 
     Args:
-        op: one of "additive_pool", "gated_product", "additive_attention", "modulated_layer_norm".
+        op: one of "additive_pool", "gated_product", "additive_attention", "modulated_layer_norm", "gated_projection".
         tensors: the op's tensor arguments; the first decides device and dtype.
 
     Raises:

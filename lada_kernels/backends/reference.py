@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from .. import reference
+from ..reference.precision import as_given
 
 
 def unavailable() -> str | None:
@@ -40,9 +41,7 @@ class kernels:  # noqa: N801 - called like the other backends' function of this 
 
 def _run(function: Callable[..., Any], *args: Any) -> Any:
     device = next(arg for arg in args if arg is not None).device.type
-    if not torch.amp.is_autocast_available(device):
-        return _dense(function(*args))
-    with torch.autocast(device, enabled=False):  # the sums are in float32 because they need it
+    with as_given(device):  # the sums are in float32 because they need it
         return _dense(function(*args))
 
 

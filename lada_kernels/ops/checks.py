@@ -27,6 +27,15 @@ def like(name: str, tensor: Tensor, other_name: str, other: Tensor) -> None:
     same_device(name, tensor, other_name, other)
 
 
+def projection(name: str, tensor: Tensor, expected: tuple[int, ...], letters: str, other_name: str, other: Tensor) -> None:
+    """tensor has the expected shape, and other's dtype and device, as a product of matrices asks for."""
+    if tensor.shape != expected:
+        raise ValueError(f"{name}: got shape {shape(tensor)}, expected {letters} = {list(expected)}")
+    if tensor.dtype != other.dtype:
+        raise TypeError(f"{name}: got dtype {tensor.dtype}, expected {other_name}'s dtype {other.dtype}")
+    same_device(name, tensor, other_name, other)
+
+
 def parameter(name: str, tensor: Tensor, expected: tuple[int, ...], letters: str, other_name: str, other: Tensor) -> None:
     """tensor has the expected shape, other's device, and other's dtype or the one sums are kept in."""
     if tensor.shape != expected:

@@ -37,6 +37,11 @@ def gated_product(g: Tensor, k: Tensor, v: Tensor | None = None) -> Tensor:
     return _Gate.apply(g, k, v)
 
 
+def gate_gradients(needs: tuple[bool, ...], grad: Tensor, g: Tensor, k: Tensor, v: Tensor | None) -> tuple[Tensor | None, ...]:
+    """Those of g, k and v that `needs` asks for, given the result's; differentiable once more."""
+    return _GateBackward.apply(needs, grad, g, k, v)
+
+
 class _Gate(Function):
     @library.positional
     def forward(g: Tensor, k: Tensor, v: Tensor | None) -> Tensor:
@@ -51,7 +56,7 @@ class _Gate(Function):
     def backward(ctx: Any, grad: Tensor | None) -> tuple:
         if grad is None:
             return None, None, None
-        return _GateBackward.apply(ctx.needs_input_grad, grad, *ctx.saved_tensors)
+        return gate_gradients(ctx.needs_input_grad, grad, *ctx.saved_tensors)
 
 
 class _GateBackward(Function):

@@ -3,6 +3,6 @@
 The single source of truth: every other backend is judged against it, and it is itself a backend. It never calls a kernel.
 """
 
-from . import additive_attention, additive_pool, gated_product, modulated_layer_norm
+from . import additive_attention, additive_pool, gated_product, gated_projection, modulated_layer_norm
 
-__all__ = ["additive_attention", "additive_pool", "gated_product", "modulated_layer_norm"]
+__all__ = ["additive_attention", "additive_pool", "gated_product", "gated_projection", "modulated_layer_norm"]

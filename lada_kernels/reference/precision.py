@@ -1,4 +1,6 @@
-"""The precision in which sums, softmax and statistics are kept."""
+"""The precision in which sums, softmax and statistics are kept, and what autocast makes of it."""
+
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor
@@ -13,3 +15,15 @@ def widen(dtype: torch.dtype, *tensors: Tensor) -> list[Tensor]:
     """The tensors in the precision that sums over tensors of `dtype` are kept in."""
     wide = accumulate_dtype(dtype)
     return [tensor.to(wide) for tensor in tensors]
+
+
+def autocast_dtype(device: str) -> torch.dtype | None:
+    """What autocast narrows to on this type of device; None where it is off."""
+    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
+        return torch.get_autocast_dtype(device)
+    return None
+
+
+def as_given(device: str) -> AbstractContextManager[object]:
+    """Autocast off: what is computed inside has the precision of the tensors that it is handed."""
+    return nullcontext() if autocast_dtype(device) is None else torch.autocast(device, enabled=False)

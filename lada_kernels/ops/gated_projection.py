@@ -1,0 +1,146 @@
+"""The gated product of two projections, differentiable twice, without keeping them."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+from torch.nn import functional
+
+from ..reference.precision import as_given, autocast_dtype
+from . import checks, library
+from .gated_product import gate_gradients, gated_product
+
+
+def gated_projection(
+    x: Tensor,
+    g: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    out_weight: Tensor | None = None,
+    out_bias: Tensor | None = None,
+) -> Tensor:
+    r"""g ⊙ k_n ⊙ v_n with k_n = W_k x_n + b_k, v_n = W_v x_n + b_v: LadaGAN's attention once its global query is known.
+
+    Fused kernels never write k and v, and only the arguments are kept for the gradients, which compute both again: an extra
+    projection buys the memory of k, v and, with `out_weight`, of their product. Under autocast every argument but g is
+    narrowed, as by `torch.nn.functional.linear`.
+
+    Args:
+        x: [B, N, C]; float32, bfloat16, float16 or float64. B may be 0. Read in place if its last dimension is dense.
+        g: [B, D], in x's dtype or the accumulation dtype (float32; float64 for float64).
+        weight: [2D, C] in x's dtype, W_k over W_v, as `torch.nn.Linear` lays a packed projection out.
+        bias: [2D], b_k before b_v; or None.
+        out_weight: [O, D]; the result is then its projection, W_o r_n + b_o. Fused into the same kernel where D and O are at
+            most 128.
+        out_bias: [O], or None; given only beside `out_weight`.
+
+    Returns:
+        [B, N, D], or [B, N, O] with `out_weight`, in x's dtype.
+
+    Raises:
+        ValueError: a shape, a device, or N = 0, or `out_bias` without `out_weight`.
+        TypeError: a dtype.
+        NotImplementedError: in a third derivative, by the name of `gated_product`.
+    """
+    dtype = autocast_dtype(x.device.type)
+    if dtype is not None:
+        x, weight, bias, out_weight, out_bias = (_narrowed(t, dtype) for t in (x, weight, bias, out_weight, out_bias))
+    checks.tokens("x", x)
+    batch, _, channels = x.shape
+    if weight.dim() != 2 or weight.shape[0] % 2 or weight.shape[0] == 0:
+        raise ValueError(f"weight: got shape {checks.shape(weight)}, expected [2D, C] with C = {channels} and D > 0")
+    rows = weight.shape[0]
+    checks.projection("weight", weight, (rows, channels), "[2D, C]", "x", x)
+    checks.parameter("g", g, (batch, rows // 2), "[B, D]", "x", x)
+    if bias is not None:
+        checks.projection("bias", bias, (rows,), "[2D]", "x", x)
+    if out_weight is not None:
+        if out_weight.dim() != 2 or out_weight.shape[0] == 0:
+            raise ValueError(
+                f"out_weight: got shape {checks.shape(out_weight)}, expected [O, D] with D = {rows // 2} and O > 0"
+            )
+        checks.projection("out_weight", out_weight, (out_weight.shape[0], rows // 2), "[O, D]", "x", x)
+    if out_bias is not None:
+        if out_weight is None:
+            raise ValueError(f"out_bias: got shape {checks.shape(out_bias)}, expected None as out_weight is not given")
+        checks.projection("out_bias", out_bias, (out_weight.shape[0],), "[O]", "x", x)
+    return _Projection.apply(x, g, weight, bias, out_weight, out_bias)
+
+
+def _narrowed(tensor: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    if tensor is None or not tensor.is_floating_point() or tensor.dtype == torch.float64:
+        return tensor  # what autocast leaves alone
+    return tensor.to(dtype)
+
+
+class _Projection(Function):
+    # Every parameter is named: torch.compile counts them to tell whether a forward takes ctx.
+    @library.positional
+    def forward(
+        x: Tensor, g: Tensor, weight: Tensor, bias: Tensor | None, out_weight: Tensor | None, out_bias: Tensor | None
+    ) -> Tensor:
+        return _forward(x, g, weight, bias, out_weight, out_bias)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
+        ctx.save_for_backward(*inputs[:5])
+        ctx.set_materialize_grads(False)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor | None) -> tuple:
+        if grad is None:
+            return (None,) * 6
+        with as_given(grad.device.type):
+            return _gradients(ctx.needs_input_grad, grad, *ctx.saved_tensors)
+
+
+def _gradients(
+    needs: tuple[bool, ...],
+    grad: Tensor,
+    x: Tensor,
+    g: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    out_weight: Tensor | None,
+) -> tuple[Tensor | None, ...]:
+    """By operations that are themselves differentiable: a second gradient is the gradient of these."""
+    needs_x, needs_g, needs_weight, needs_bias, needs_out_weight, needs_out_bias = needs
+    needs_kv = needs_x or needs_weight or needs_bias
+    grad_x = grad_g = grad_kv = grad_weight = grad_bias = grad_out_weight = grad_out_bias = None
+    if needs_g or needs_kv or needs_out_weight:
+        kv = functional.linear(x, weight, bias)  # [B, N, 2D]
+    if needs_g or needs_kv:
+        grad_r = grad if out_weight is None else grad @ out_weight  # [B, N, D]
+        grad_g, grad_kv, _ = gate_gradients((needs_g, needs_kv, False), grad_r, g, kv, None)
+    if needs_x:
+        grad_x = grad_kv @ weight  # [B, N, C]
+    if needs_weight:
+        grad_weight = _by_row(grad_kv, x)  # [2D, C]
+    if needs_bias:
+        grad_bias = grad_kv.sum((0, 1))  # [2D]
+    if needs_out_weight:
+        grad_out_weight = _by_row(grad, gated_product(g, kv))  # [O, D]
+    if needs_out_bias:
+        grad_out_bias = grad.sum((0, 1))  # [O]
+    return grad_x, grad_g, grad_weight, grad_bias, grad_out_weight, grad_out_bias
+
+
+def _by_row(grad: Tensor, x: Tensor) -> Tensor:
+    """Σ_bn grad_bni x_bnj: a projection's gradient of its weight."""
+    return grad.flatten(0, 1).T @ x.flatten(0, 1)
+
+
+def _fake_forward(
+    x: Tensor, g: Tensor, weight: Tensor, bias: Tensor | None, out_weight: Tensor | None, out_bias: Tensor | None
+) -> Tensor:
+    return x.new_empty((*x.shape[:2], (g if out_weight is None else out_weight.T).shape[1]))
+
+
+_forward = library.entry_point(
+    "gated_projection",
+    "forward",
+    "(Tensor x, Tensor g, Tensor weight, Tensor? bias, Tensor? out_weight, Tensor? out_bias) -> Tensor",
+    0,
+    _fake_forward,
+)

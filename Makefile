@@ -5,6 +5,8 @@ VENV ?= .venv
 TORCH_INDEX ?=
 PYTEST_ARGS ?=
 RUN ?= runs/digits
+OUT ?= benchmarks/results
+DRY ?=
 
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed.stamp
@@ -12,13 +14,15 @@ BUILT := $(VENV)/built.stamp
 SOURCES := setup.py pyproject.toml $(shell find csrc -type f)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint build clean
+.PHONY: help demo test lint build gpu clean
 
 help:
 	@echo "make demo    train a LadaGAN on handwritten digits into $(RUN), or go on with it, and judge it"
 	@echo "make test    lint, then the whole test suite"
 	@echo "make lint    ruff: rules and format"
 	@echo "make build   compile the kernels into this checkout"
+	@echo "make gpu     with PYTHON as it is, nothing fetched: build, run the GPU's tests, take its figures into OUT=$(OUT);"
+	@echo "             DRY=1 rehearses all of it without a GPU"
 	@echo "make clean   delete what was built; $(VENV) and runs/ stay"
 	@echo
 	@echo "PYTHON=$(PYTHON)          the interpreter that $(VENV) is made with, 3.10 or later"
@@ -46,6 +50,9 @@ lint: $(INSTALLED)
 	$(BIN)/ruff format --check .
 
 build: $(BUILT)
+
+gpu:
+	$(PYTHON) -m benchmarks.gpu --out $(OUT) $(if $(DRY),--dry)
 
 # compat puts the checkout on sys.path; the other editable mode also answers for copies of the package found elsewhere.
 $(BUILT): $(INSTALLED) $(SOURCES)

@@ -6,6 +6,7 @@ On the CPU two threads; on a machine with more cores the rest stays idle. `--onl
 else, to `--out`; `--tiny` rehearses all of them in little time.
 """
 
+import argparse
 import copy
 import dataclasses
 import math
@@ -14,10 +15,9 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
-import tyro
 from torch import Tensor, nn
 
 from benchmarks import peers
@@ -271,22 +271,12 @@ def run(
     out: Path | None = None,
     repeats: int | None = None,
     only: str = ",".join(SECTIONS),
-    device: Literal["cpu", "cuda"] = "cpu",
+    device: str = "cpu",
     backend: str | None = None,
     tiny: bool = False,
     default_allocator: bool = False,
 ) -> int:
-    """Time the kernels, on the CPU in two threads; non-zero when a result was wrong.
-
-    Args:
-        out: the JSON file to write, replaced after every section; benchmarks/results/DEVICE-foundation.json by default.
-        repeats: readings of each contestant; by default 31, for training steps 11, for tiny calls 61 times 100.
-        only: sections to run, separated by commas; the file will hold no others.
-        device: where the tensors are.
-        backend: who computes; by default cpu on the CPU and triton on a GPU.
-        tiny: every section on the smallest sizes, once: a rehearsal, whose times mean nothing.
-        default_allocator: leave the CPU's allocator alone, and time fresh outputs with their page faults.
-    """
+    """Time the kernels, on the CPU in two threads; non-zero when a result was wrong. `main` says what the arguments mean."""
     names = only.split(",")
     if unknown := [name for name in names if name not in SECTIONS]:
         raise SystemExit(f"--only: unknown section {unknown[0]!r}, expected some of {','.join(SECTIONS)}")
@@ -313,5 +303,25 @@ def run(
     return int(any(row.refused for row in report.rows))
 
 
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.foundation", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--out", type=Path, help="the JSON file to write (benchmarks/results/DEVICE-foundation.json)")
+    parser.add_argument(
+        "--repeats", type=int, help="readings of each contestant (31; training steps 11; tiny calls 61 times 100)"
+    )
+    parser.add_argument(
+        "--only", default=",".join(SECTIONS), help="sections to run; the file will hold no others (%(default)s)"
+    )
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where the tensors are (%(default)s)")
+    parser.add_argument("--backend", help="who computes (cpu on the CPU, triton on a GPU)")
+    parser.add_argument("--tiny", action="store_true", help="a rehearsal on the smallest sizes, whose times mean nothing")
+    parser.add_argument(
+        "--default-allocator", action="store_true", help="leave the CPU's allocator alone: fresh outputs with their page faults"
+    )
+    return run(**vars(parser.parse_args()))
+
+
 if __name__ == "__main__":
-    sys.exit(tyro.cli(run))
+    sys.exit(main())

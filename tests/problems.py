@@ -18,7 +18,8 @@ DEVICES = {"reference": "cpu", "cpu": "cpu", "triton": "cuda" if torch.cuda.is_a
 
 def _target(name: str) -> Any:
     reason = backends.available()[name]
-    return pytest.param(name, marks=pytest.mark.skipif(reason is not None, reason=f"backend {name!r}: {reason}"))
+    marks = [pytest.mark.skipif(reason is not None, reason=f"backend {name!r}: {reason}")]
+    return pytest.param(name, marks=marks + [pytest.mark.gpu] * (DEVICES[name] != "cpu"))
 
 
 TARGETS = [_target(name) for name in backends.available()]

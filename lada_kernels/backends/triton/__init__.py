@@ -18,14 +18,13 @@ def unavailable() -> str | None:
 
 
 def refuses(op: str, device: str, dtype: torch.dtype) -> str | None:
-    """None for tensors on Triton's device in a dtype that its kernels compute in, else the reason."""
+    """None for tensors on Triton's device in a supported dtype, else the reason."""
     from . import launch
 
     if device != launch.device_type():
         return f"it computes on {launch.device_type()} tensors, these are on {device}"
-    allowed = launch.DTYPES if launch.INTERPRETED else [dtype for dtype in launch.DTYPES if dtype != torch.float64]
-    if dtype not in allowed:
-        return f"it computes in {', '.join(str(dtype).removeprefix('torch.') for dtype in allowed)}, not {dtype}"
+    if dtype not in launch.DTYPES:
+        return f"it computes in float32, bfloat16, float16 and float64, not {dtype}"
     return None
 
 

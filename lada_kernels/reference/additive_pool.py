@@ -37,7 +37,7 @@ def forward(
     scores = _scores(x, weight, mask, scale)  # [B, H, N]
     largest = scores.amax(-1)  # [B, H]
     normaliser = torch.stack((largest, (scores - _finite(largest)[:, :, None]).exp().sum(-1)), dim=-1)  # [B, H, 2]
-    alpha = _attention(scores, normaliser)
+    alpha = attention(scores, normaliser)
     return _pool(alpha, x, per_head), normaliser, alpha if return_weights else None
 
 
@@ -55,7 +55,7 @@ def backward(
     x_dtype, weight_dtype = x.dtype, weight.dtype
     x, weight = _widen(x, weight, mask)
     grad = grad.to(x.dtype)
-    alpha = _attention(_scores(x, weight, mask, scale), normaliser)  # [B, H, N]
+    alpha = attention(_scores(x, weight, mask, scale), normaliser)  # [B, H, N]
     e = alpha * (_project(x, grad, per_head) - (pooled * grad).sum(-1, keepdim=True))  # [B, H, N]
     grad_x = _scatter(alpha, grad, per_head) + scale * torch.einsum("bhn,hd->bnd", e, weight)
     grad_weight = scale * torch.einsum("bhn,bnd->hd", e, x)
@@ -81,7 +81,7 @@ def double_backward(
     cot_x = torch.zeros_like(x) if cot_x is None else _hide(cot_x.to(x.dtype), mask)
     cot_weight = torch.zeros_like(weight) if cot_weight is None else cot_weight.to(x.dtype)
 
-    alpha = _attention(_scores(x, weight, mask, scale), normaliser)  # [B, H, N]
+    alpha = attention(_scores(x, weight, mask, scale), normaliser)  # [B, H, N]
     u, c = _project(x, grad, per_head), _project(cot_x, grad, per_head)  # [B, H, N]
     a = scale * (torch.einsum("bnd,hd->bhn", cot_x, weight) + torch.einsum("bnd,hd->bhn", x, cot_weight))
     t = (pooled * grad).sum(-1, keepdim=True)  # [B, H, 1]
@@ -113,7 +113,8 @@ def _scores(x: Tensor, weight: Tensor, mask: Tensor | None, scale: float) -> Ten
     return scores if mask is None else scores.masked_fill(~mask[:, None, :], -torch.inf)
 
 
-def _attention(scores: Tensor, normaliser: Tensor) -> Tensor:
+def attention(scores: Tensor, normaliser: Tensor) -> Tensor:
+    """α [B,H,N] of scores [B,H,N], -inf where masked, and the normaliser [B,H,2]."""
     largest, total = normaliser[..., None].unbind(2)  # [B, H, 1]
     # A row without tokens has m = -inf and Z = 0, and weights exp(-inf - 0) / 1 = 0, not NaN.
     return (scores - _finite(largest)).exp() / total.masked_fill(total == 0, 1.0)  # [B, H, N]

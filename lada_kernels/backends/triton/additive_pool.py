@@ -1,0 +1,204 @@
+"""additive_pool in Triton; lada_kernels/reference/additive_pool.py derives every formula and names every letter."""
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ...reference.additive_pool import attention as softmax
+from ..arguments import dense_like, narrowed, wide
+from .additive_pool_double_backward import DoubleBackward
+from .pooling import (
+    BACKWARD,
+    FORWARD,
+    Plan,
+    attention,
+    finite,
+    heads_at,
+    inverse,
+    load_group,
+    operands,
+    own_channels,
+    pooled_at,
+    project,
+    scalars_at,
+    scatter,
+    token_tile,
+    tokens_at,
+    weights_at,
+)
+
+
+@triton.jit
+def _forward_kernel(
+    x, weight, mask, scores, pooled, normaliser, row_stride, token_stride, B, N, rows, chunks, tokens, scale,
+    FINISH: tl.constexpr, D: tl.constexpr, H: tl.constexpr, PER_HEAD: tl.constexpr, GROUPS: tl.constexpr,
+    BH: tl.constexpr, BD: tl.constexpr, RUN: tl.constexpr, LANES: tl.constexpr, ACC: tl.constexpr,
+):  # fmt: skip
+    """Online softmax over a chunk of tokens, for a group of heads."""
+    group, slot = tl.program_id(0) % GROUPS, tl.program_id(0) // GROUPS
+    PH: tl.constexpr = 1 if PER_HEAD else BH
+    own = own_channels(group, D, H, PER_HEAD, BH, BD)
+    at, inside = heads_at(group, D, H, BH, BD)
+    w = tl.load(weight + at, mask=inside, other=0.0)
+    begin = slot % chunks * tokens
+    end = tl.minimum(begin + tokens, N)
+    first_row = slot // chunks * rows
+    for row in range(first_row, tl.minimum(first_row + rows, B)):
+        b = tl.cast(row, tl.int64)
+        largest = tl.full([BH, 1, LANES], float("-inf"), ACC)
+        total = tl.zeros([BH, 1, LANES], ACC)
+        sums = tl.zeros([PH, 1, LANES, BD], ACC)
+        for first in range(begin, end, RUN * LANES):
+            n, there, live = token_tile(first, end, mask, b, N, RUN, LANES)
+            at, inside = tokens_at(b * row_stride, token_stride, n, live, D, BD)
+            xt = tl.load(x + at, mask=inside, other=0.0).to(ACC)
+            s = tl.where(live[None], tl.sum(xt * w, axis=3) * scale, float("-inf"))  # [BH, RUN, LANES]
+            if scores is not None:
+                at, inside = scalars_at(b, group, H, BH)
+                tl.store(scores + at * N + n[None], s, mask=inside & there[None])
+            highest = tl.maximum(largest, tl.max(s, axis=1, keep_dims=True))
+            factor = tl.exp(largest - finite(highest))
+            p = tl.exp(s - finite(highest))
+            total = total * factor + tl.sum(p, axis=1, keep_dims=True)
+            added = tl.sum(weights_at(p, own, PER_HEAD) * xt, axis=1, keep_dims=True)
+            sums = sums * weights_at(factor, own, PER_HEAD) + added
+            largest = highest
+        highest = tl.max(largest, axis=2, keep_dims=True)  # [BH, 1, 1]
+        factor = tl.exp(largest - finite(highest))
+        total = tl.sum(total * factor, axis=2, keep_dims=True)
+        sums = tl.sum(sums * weights_at(factor, own, PER_HEAD), axis=2, keep_dims=True)  # [PH, 1, 1, BD]
+        if FINISH:
+            sums *= weights_at(inverse(total), own, PER_HEAD)
+        part = b * chunks + slot % chunks
+        at, inside = pooled_at(part, group, D, H, PER_HEAD, BH, BD)
+        tl.store(pooled + at, sums, mask=inside)
+        at, inside = scalars_at(part, group, H, BH)
+        tl.store(normaliser + 2 * at, highest, mask=inside)
+        tl.store(normaliser + 2 * at + 1, total, mask=inside)
+
+
+@triton.jit
+def _combine_kernel(
+    part_pooled, part_normaliser, pooled, normaliser, chunks,
+    H: tl.constexpr, E: tl.constexpr, BE: tl.constexpr, BC: tl.constexpr, BM: tl.constexpr, ACC: tl.constexpr,
+):  # fmt: skip
+    """One softmax and one pooled vector out of those of the chunks, for one batch element and head."""
+    row = tl.program_id(0).to(tl.int64)
+    first = row // H * chunks * H + row % H  # chunk c of this head lies H rows after the one before
+    e, m = tl.arange(0, BE), tl.arange(0, BM)
+    at = (first + m * H) * 2
+    maxima = tl.load(part_normaliser + at, mask=m < chunks, other=float("-inf"))
+    highest = tl.max(maxima, axis=0)
+    totals = tl.load(part_normaliser + at + 1, mask=m < chunks, other=0.0)
+    total = tl.sum(tl.exp(maxima - finite(highest)) * totals, axis=0)
+    sums = tl.zeros([BC, BE], ACC)
+    for begin in range(0, chunks, BC):
+        c = begin + tl.arange(0, BC)
+        at = first + c * H
+        factor = tl.exp(tl.load(part_normaliser + at * 2, mask=c < chunks, other=float("-inf")) - finite(highest))
+        inside = (c < chunks)[:, None] & (e < E)[None, :]
+        sums += factor[:, None] * tl.load(part_pooled + at[:, None] * E + e[None, :], mask=inside, other=0.0)
+    tl.store(pooled + row * E + e, tl.sum(sums, axis=0) * inverse(total), mask=e < E)
+    tl.store(normaliser + row * 2, highest)
+    tl.store(normaliser + row * 2 + 1, total)
+
+
+@triton.jit
+def _backward_kernel(
+    x, grad, weight, mask, pooled, normaliser, row_stride, token_stride, B, N, rows, chunks, tokens, scale,
+    grad_x, weight_parts, D: tl.constexpr, H: tl.constexpr, PER_HEAD: tl.constexpr, GROUPS: tl.constexpr,
+    LOOPED: tl.constexpr, BH: tl.constexpr, BD: tl.constexpr, RUN: tl.constexpr, LANES: tl.constexpr, ACC: tl.constexpr,
+):  # fmt: skip
+    """x̄ of a chunk of tokens, and its part of w̄; with LOOPED > 1 groups of heads, which are loaded for each tile, only x̄."""
+    group, slot = tl.program_id(0) % GROUPS, tl.program_id(0) // GROUPS
+    begin = slot % chunks * tokens
+    end = tl.minimum(begin + tokens, N)
+    first_row = slot // chunks * rows
+    weight_sum = tl.zeros([BH, 1, LANES, BD], ACC)
+    for row in range(first_row, tl.minimum(first_row + rows, B)):
+        b = tl.cast(row, tl.int64)
+        if LOOPED == 1:
+            w, own, g, t, shift, factor = load_group(weight, grad, pooled, normaliser, b, group, D, H, PER_HEAD, BH, BD)
+        for first in range(begin, end, RUN * LANES):
+            n, there, live = token_tile(first, end, mask, b, N, RUN, LANES)
+            at, inside = tokens_at(b * row_stride, token_stride, n, live, D, BD)
+            xt = tl.load(x + at, mask=inside, other=0.0).to(ACC)
+            out = tl.zeros([1, RUN, LANES, BD], ACC)
+            for i in range(LOOPED):
+                if LOOPED > 1:
+                    w, own, g, t, shift, factor = load_group(weight, grad, pooled, normaliser, b, i, D, H, PER_HEAD, BH, BD)
+                alpha = attention(xt, w, live, shift, factor, scale)
+                e = scale * alpha * (project(xt, g, own, PER_HEAD) - t)  # [BH, RUN, LANES]
+                if grad_x is not None:
+                    out += scatter(alpha, g, own, PER_HEAD) + tl.sum(e[:, :, :, None] * w, axis=0, keep_dims=True)
+                if weight_parts is not None:
+                    weight_sum += tl.sum(e[:, :, :, None] * xt, axis=1, keep_dims=True)
+            if grad_x is not None:
+                at, inside = tokens_at(b * N * D, D, n, there, D, BD)
+                tl.store(grad_x + at, out, mask=inside)
+    if weight_parts is not None:
+        at, inside = heads_at(group, D, H, BH, BD)
+        tl.store(weight_parts + slot.to(tl.int64) * H * D + at, tl.sum(weight_sum, axis=2, keep_dims=True), mask=inside)
+
+
+def forward(
+    x: Tensor, weight: Tensor, mask: Tensor | None, scale: float, per_head: bool, return_weights: bool
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """As `lada_kernels.reference.additive_pool.forward`."""
+    x, weight, mask = operands(x, weight, mask)
+    (batch, count, _), heads = x.shape, weight.shape[0]
+    plan = Plan(x, heads, per_head, FORWARD)
+    scores = weight.new_empty((batch, heads, count)) if return_weights else None
+    parts = plan.parts(weight)
+    plan.start(_forward_kernel, x, weight, mask, scores, *parts, *plan.geometry(x), scale, FINISH=plan.chunks == 1)
+    pooled, normaliser = (part[:, 0] for part in parts)
+    if plan.chunks > 1:
+        pooled, normaliser = dense_like(pooled), dense_like(normaliser)
+        plan.combine(_combine_kernel, *parts, pooled, normaliser, BM=triton.next_power_of_2(plan.chunks))
+    return pooled, normaliser, softmax(scores, normaliser) if return_weights else None
+
+
+def backward(
+    needs: list[bool],
+    grad: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    mask: Tensor | None,
+    pooled: Tensor,
+    normaliser: Tensor,
+    scale: float,
+    per_head: bool,
+) -> tuple[Tensor | None, Tensor | None]:
+    """As `lada_kernels.reference.additive_pool.backward`."""
+    weight_dtype = weight.dtype
+    x, weight, mask = operands(x, weight, mask)
+    plan = Plan(x, weight.shape[0], per_head, BACKWARD)
+    grad_x, weight_parts = dense_like(x, needs[0]), plan.weight_parts(weight, needs[1])
+    plan.start_to_tokens(
+        _backward_kernel,
+        *(x, wide(grad, x), weight, mask, pooled, normaliser),
+        *plan.geometry(x),
+        scale,
+        result=grad_x,
+        weight_parts=weight_parts,
+    )
+    return grad_x, plan.weight_gradient(weight_parts, weight_dtype)
+
+
+def double_backward(
+    needs: list[bool],
+    cot_x: Tensor | None,
+    cot_weight: Tensor | None,
+    grad: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    mask: Tensor | None,
+    pooled: Tensor,
+    normaliser: Tensor,
+    scale: float,
+    per_head: bool,
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """As `lada_kernels.reference.additive_pool.double_backward`."""
+    stages = DoubleBackward(needs[1:], cot_x, cot_weight, grad, x, weight, mask, pooled, normaliser, scale, per_head)
+    out_grad = stages.gather()
+    return narrowed(out_grad, grad.dtype), *stages.scatter(None)

@@ -1,0 +1,233 @@
+"""What the orders of additive pooling share: tiles, scores, and the maps between tokens and pooled vectors.
+
+A program works on tiles [head, run, lane, channel]: LANES tokens lie side by side in its threads, RUN of them follow each
+other in a thread's registers. Sums over tokens are kept for each lane by itself, so that threads exchange nothing but the
+scores while they read. A pooled tile has PH rows: one for per_head, whose heads lie side by side in [D], else one a head.
+"""
+
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ..arguments import narrowed, readable, wide
+from . import launch
+
+
+@triton.jit
+def own_channels(group, D: tl.constexpr, H: tl.constexpr, PER_HEAD: tl.constexpr, BH: tl.constexpr, BD: tl.constexpr):
+    """Which channels each head of a group owns, for per_head: [BH,1,1,BD]."""
+    E: tl.constexpr = D // H if PER_HEAD else D
+    h, d = group * BH + tl.arange(0, BH), tl.arange(0, BD)
+    return ((d[None, :] // E) == h[:, None])[:, None, None, :]
+
+
+@triton.jit
+def heads_at(group, D: tl.constexpr, H: tl.constexpr, BH: tl.constexpr, BD: tl.constexpr):
+    """Where a group's heads lie in [H,D], and which places there are: [BH,1,1,BD]."""
+    h, d = group * BH + tl.arange(0, BH), tl.arange(0, BD)
+    return (h[:, None] * D + d[None, :])[:, None, None, :], ((h < H)[:, None] & (d < D)[None, :])[:, None, None, :]
+
+
+@triton.jit
+def pooled_at(b, group, D: tl.constexpr, H: tl.constexpr, PER_HEAD: tl.constexpr, BH: tl.constexpr, BD: tl.constexpr):
+    """Where a group's pooled vectors lie in [B,H,D/H] or [B,H,D], and which places there are: [PH,1,1,BD]."""
+    if PER_HEAD:
+        d = tl.arange(0, BD)[None, None, None, :]
+        at, inside = b * D + d, (d < D) & (d // (D // H) // BH == group)
+    else:
+        at, inside = heads_at(group, D, H, BH, BD)
+        at += b * H * D
+    return at, inside
+
+
+@triton.jit
+def scalars_at(b, group, H: tl.constexpr, BH: tl.constexpr):
+    """Where a group's heads lie in [B,H], and which places there are: [BH,1,1]."""
+    h = (group * BH + tl.arange(0, BH))[:, None, None]
+    return b * H + h, h < H
+
+
+@triton.jit
+def token_tile(first, end, mask, b, N, RUN: tl.constexpr, LANES: tl.constexpr):
+    """The tokens from `first` on, which there are and which take part: [RUN,LANES] each."""
+    n = first + tl.arange(0, RUN)[:, None] * LANES + tl.arange(0, LANES)[None, :]
+    there = n < end
+    live = there
+    if mask is not None:
+        live = there & (tl.load(mask + b * N + n, mask=there, other=0) != 0)
+    return n, there, live
+
+
+@triton.jit
+def tokens_at(start, token_stride, n, which, D: tl.constexpr, BD: tl.constexpr):
+    """Where tokens of a row lie that begins at `start`, and the places of those that `which` picks: [1,RUN,LANES,BD]."""
+    d = tl.arange(0, BD)[None, None, None, :]
+    return start + n.to(tl.int64)[None, :, :, None] * token_stride + d, which[None, :, :, None] & (d < D)
+
+
+@triton.jit
+def weights_at(p, own, PER_HEAD: tl.constexpr):
+    """Weights p [BH,RUN,LANES] beside pooled parts: [1,RUN,LANES,BD], each channel its head's, or [BH,RUN,LANES,1]."""
+    return tl.sum(tl.where(own, p[:, :, :, None], 0.0), axis=0, keep_dims=True) if PER_HEAD else p[:, :, :, None]
+
+
+@triton.jit
+def project(y, vectors, own, PER_HEAD: tl.constexpr):
+    """⟨y_n, vectors_h⟩ of pooled parts: [1,RUN,LANES,BD] and [PH,1,1,BD] -> [BH,RUN,LANES]."""
+    products = y * vectors
+    if PER_HEAD:
+        products = tl.where(own, products, 0.0)
+    return tl.sum(products, axis=3)
+
+
+@triton.jit
+def scatter(p, vectors, own, PER_HEAD: tl.constexpr):
+    """Σ_h p_nh vectors_h, each into the part that its head pools: [1,RUN,LANES,BD]."""
+    return tl.sum(weights_at(p, own, PER_HEAD) * vectors, axis=0, keep_dims=True)
+
+
+@triton.jit
+def finite(largest):
+    """The largest scores, but 0 for rows without tokens."""
+    return tl.where(largest == float("-inf"), 0.0, largest)
+
+
+@triton.jit
+def inverse(total):
+    """1 / total, but 0 for rows without tokens."""
+    return tl.where(total == 0, 0.0, 1 / tl.where(total == 0, 1.0, total))
+
+
+@triton.jit
+def load_softmax(normaliser, b, group, H: tl.constexpr, BH: tl.constexpr):
+    """Of a group's softmax, what α = exp(s - shift) · factor takes: [BH,1,1] each; heads that are not there weigh 0."""
+    at, inside = scalars_at(b, group, H, BH)
+    largest = tl.load(normaliser + 2 * at, mask=inside, other=0.0)
+    total = tl.load(normaliser + 2 * at + 1, mask=inside, other=0.0)
+    return finite(largest), inverse(total)
+
+
+@triton.jit
+def attention(xt, w, live, shift, factor, scale):
+    """α of a tile of tokens: [BH,RUN,LANES]."""
+    s = tl.where(live[None], tl.sum(xt * w, axis=3) * scale, float("-inf"))
+    return tl.exp(s - shift) * factor
+
+
+@triton.jit
+def load_group(
+    weight, grad, pooled, normaliser, b, group,
+    D: tl.constexpr, H: tl.constexpr, PER_HEAD: tl.constexpr, BH: tl.constexpr, BD: tl.constexpr,
+):  # fmt: skip
+    """w, the channels that a head owns, ḡ, t = ⟨P, ḡ⟩ and what `attention` takes of the softmax, for a group of heads."""
+    at, inside = heads_at(group, D, H, BH, BD)
+    w = tl.load(weight + at, mask=inside, other=0.0)
+    own = own_channels(group, D, H, PER_HEAD, BH, BD)
+    at, inside = pooled_at(b, group, D, H, PER_HEAD, BH, BD)
+    g = tl.load(grad + at, mask=inside, other=0.0)
+    t = project(tl.load(pooled + at, mask=inside, other=0.0), g, own, PER_HEAD)
+    shift, factor = load_softmax(normaliser, b, group, H, BH)
+    return w, own, g, t, shift, factor
+
+
+FORWARD, BACKWARD, GATHER, SCATTER = range(4)  # the passes, each with its own tiles
+
+# A sum runs over so many tiles at most, which bounds its rounding error; further tokens are other programs'.
+_LONGEST = 512
+
+
+def _tile(channels: int, heads: int, itemsize: int, order: int) -> tuple[int, int, int, int, int]:
+    """(warps, RUN, LANES, BH, BD) of a pass: a head more or a wider row costs registers in every thread."""
+    block_channels = max(16, triton.next_power_of_2(channels))
+    block_heads = min(triton.next_power_of_2(heads), max(1, 16384 // block_channels))
+    warps = min(16, max(4, block_heads * block_channels // 1024))
+    lanes = min(64, max(1, warps * 32 * (16 // itemsize) // block_channels))
+    return warps, 2, lanes, block_heads, block_channels
+
+
+class Plan:
+    """Tiles, and who works on what: groups of heads, chunks of tokens, and rows (batch elements) for each program."""
+
+    def __init__(self, x: Tensor, heads: int, per_head: bool, order: int) -> None:
+        batch, count, channels = x.shape
+        self.batch, self.width = batch, channels // heads if per_head else channels
+        self.warps, run, lanes, block_heads, block_channels = _tile(channels, heads, x.element_size(), order)
+        self.groups = triton.cdiv(heads, block_heads)
+        self.chunks, self.tokens = launch.split(batch, count, run * lanes, x.device)
+        if self.tokens > _LONGEST * run * lanes:
+            self.tokens = _LONGEST * run * lanes
+            self.chunks = triton.cdiv(count, self.tokens)
+        # Fewer, longer programs leave fewer sums for the weight's gradient.
+        self.rows = max(1, triton.cdiv(batch, 8 * launch.processors(x.device))) if self.chunks == 1 and order != FORWARD else 1
+        self.slots = max(1, triton.cdiv(batch, self.rows)) * self.chunks  # without rows, one that writes zeros
+        self.constants = {
+            "D": channels,
+            "H": heads,
+            "PER_HEAD": per_head,
+            "BH": block_heads,
+            "BD": block_channels,
+            "RUN": run,
+            "LANES": lanes,
+            "ACC": launch.DTYPES[x.dtype],
+        }
+
+    def geometry(self, x: Tensor) -> tuple[int, ...]:
+        """What every kernel is told of x and of its share: strides, sizes, and rows, chunks and tokens of a program."""
+        return *x.stride()[:2], *x.shape[:2], self.rows, self.chunks, self.tokens
+
+    def parts(self, weight: Tensor) -> tuple[Tensor, Tensor]:
+        """Room for each chunk's pooled vectors [B,chunks,H,E] and for two scalars of each [B,chunks,H,2]."""
+        sizes = self.batch, self.chunks, weight.shape[0]
+        return weight.new_empty((*sizes, self.width)), weight.new_empty((*sizes, 2))
+
+    def weight_parts(self, weight: Tensor, needed: bool = True) -> Tensor | None:
+        """Room for each slot's part of a gradient of the weight: [1,slots,H,D]."""
+        return weight.new_empty((1, self.slots, *weight.shape)) if needed else None
+
+    @staticmethod
+    def weight_gradient(parts: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+        """The sum [H,D] of all slots' parts, if they were wanted."""
+        return None if parts is None else narrowed(launch.add_up(parts)[0], dtype)
+
+    def combine(self, kernel: Any, *args: Any, **constants: Any) -> None:
+        """Start `kernel` for every batch element and head, to join its chunks."""
+        block = triton.next_power_of_2(self.width)
+        heads, wide = self.constants["H"], self.constants["ACC"]
+        sizes = {"H": heads, "E": self.width, "BE": block, "BC": max(1, 4096 // block), "ACC": wide}
+        launch.start(kernel, (self.batch * heads,), *args, self.chunks, **sizes, **constants)
+
+    def start(self, kernel: Any, *args: Any, **constants: Any) -> None:
+        """Start `kernel` for every slot and group of heads."""
+        launch.start(
+            kernel, (self.slots * self.groups,), *args, warps=self.warps, GROUPS=self.groups, **constants, **self.constants
+        )
+
+    def start_to_tokens(self, kernel: Any, *args: Any, result: Tensor | None, weight_parts: Tensor | None) -> None:
+        """Start `kernel` where all groups of heads meet in each token of `result`, and none in `weight_parts`."""
+        if self.groups == 1:
+            launches = [(result, weight_parts, 1)]
+        else:
+            launches = [(result, None, self.groups)] * (result is not None) + [(None, weight_parts, 1)] * (
+                weight_parts is not None
+            )
+        for tokens, parts, looped in launches:
+            groups = self.groups // looped
+            launch.start(
+                kernel,
+                (self.slots * groups,),
+                *args,
+                tokens,
+                parts,
+                warps=self.warps,
+                GROUPS=groups,
+                LOOPED=looped,
+                **self.constants,
+            )
+
+
+def operands(x: Tensor, weight: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
+    """x, weight and mask in the layouts that the kernels read."""
+    return readable(x), wide(weight, x), None if mask is None else mask.contiguous().view(torch.uint8)

@@ -198,9 +198,9 @@ def table(found: dict[Launch, list[Resources]]) -> str:
     lines = [
         "# What each Triton kernel needs of a GPU",
         "",
-        f"Written by `python -m benchmarks.resources` with Triton {triton.__version__} and its ptxas, from the cubins of what the ops",
-        f"launch at N = {TOKENS} and D = {', '.join(map(str, CHANNELS))}; no GPU took part. In each architecture's column: registers a",
-        "thread, bytes of spills a thread, bytes of shared memory a program, and 16-byte loads and stores in the code.",
+        f"Written by `python -m benchmarks.resources` with Triton {triton.__version__} and its ptxas, from the cubins of what",
+        f"the ops launch at N = {TOKENS} and D = {', '.join(map(str, CHANNELS))}; no GPU took part. In each column: registers a",
+        "thread, bytes of spills a thread, bytes of shared memory a program, 16-byte loads + stores in the code.",
         "",
         f"| kernel | types | tile | warps | {' | '.join(heads)} |",
         "|---|---|---|---|" + "---|" * len(heads),

@@ -1,11 +1,9 @@
 """gated_product in Triton: tiles of tokens x channels; lada_kernels/reference/gated_product.py derives every formula."""
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from ...reference.precision import accumulate_dtype
 from ..arguments import LikeHalves, dense_like, readable, readable_halves, readable_or_none
 from . import launch
 from .tokens import alignment, rows, strides
@@ -54,7 +52,7 @@ def backward(
     batch, tokens, channels = k.shape
     block, width, tiles = _tile(k, "backward")
     chunks, size = launch.split(batch * tiles, tokens, block, k.device, _PROGRAMS)
-    parts = _parts(g, k, chunks) if needs[0] else None
+    parts = launch.parts((batch, chunks, channels), g.dtype, k) if needs[0] else None
     launch.start(
         _backward_kernel,
         (batch * chunks * tiles,),
@@ -102,7 +100,7 @@ def double_backward(
     batch, tokens, channels = k.shape
     block, width, tiles = _tile(k, "double_backward")
     chunks, size = launch.split(batch * tiles, tokens, block, k.device, _PROGRAMS)
-    parts = _parts(g, k, chunks) if needs[1] else None
+    parts = launch.parts((batch, chunks, channels), g.dtype, k) if needs[1] else None
     launch.start(
         _double_backward_kernel,
         (batch * chunks * tiles,),
@@ -145,12 +143,6 @@ def _tile(k: Tensor, order: str) -> tuple[int, int, int]:
     width = min((512, 256, 128, 64), key=lambda width: (triton.cdiv(channels, width) * width, -width))
     width = min(width, elements, triton.next_power_of_2(channels))
     return elements // width, width, triton.cdiv(channels, width)
-
-
-def _parts(g: Tensor, k: Tensor, chunks: int) -> Tensor:
-    """Room for every chunk's sum over its tokens [B, chunks, D]; a sole chunk's sum is the result."""
-    dtype = g.dtype if chunks == 1 else accumulate_dtype(k.dtype)
-    return torch.empty((g.shape[0], chunks, g.shape[1]), dtype=dtype, device=g.device)
 
 
 @triton.jit

@@ -11,6 +11,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ...reference.precision import accumulate_dtype
+
 # The type that sums are kept in, for every storage type.
 DTYPES = {torch.float32: tl.float32, torch.bfloat16: tl.float32, torch.float16: tl.float32, torch.float64: tl.float64}
 
@@ -68,6 +70,11 @@ def processors(device: torch.device) -> int:
         return 2  # enough to split some tests' tokens
     properties = torch.get_device_module(device).get_device_properties(device)
     return getattr(properties, "multi_processor_count", None) or properties.gpu_subslice_count
+
+
+def parts(shape: Sequence[int], dtype: torch.dtype, like: Tensor) -> Tensor:
+    """Room for partial sums [groups, slots, ...] over tensors like `like`; a sole one is the total, in its `dtype`."""
+    return torch.empty(shape, dtype=dtype if shape[1] == 1 else accumulate_dtype(like.dtype), device=like.device)
 
 
 def add_up(parts: Tensor, dtype: torch.dtype | None = None) -> Tensor:

@@ -199,7 +199,7 @@ def table(found: dict[Launch, list[Resources]]) -> str:
         "# What each Triton kernel needs of a GPU",
         "",
         f"Written by `python -m benchmarks.resources` with Triton {triton.__version__} and its ptxas, from the cubins of what",
-        f"the ops launch at N = {TOKENS} and D = {', '.join(map(str, CHANNELS))}; no GPU took part. In each column: registers a",
+        f"the ops launch at N = {TOKENS} and D = {', '.join(map(str, CHANNELS))}; no GPU took part. Each column: registers a",
         "thread, bytes of spills a thread, bytes of shared memory a program, 16-byte loads + stores in the code.",
         "",
         f"| kernel | types | tile | warps | {' | '.join(heads)} |",

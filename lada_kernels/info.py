@@ -5,14 +5,16 @@ import json
 import os
 import platform
 import subprocess
+import sys
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from lada_kernels.backends import available
+from lada_kernels.backends import available, use_backend
 from lada_kernels.native import native
+from lada_kernels.ops import additive_pool
 from lada_kernels.version import VERSION
 
 VARIABLES = ("LADA_BACKEND", "LADA_CPU_ISA", "OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES")
@@ -22,7 +24,8 @@ def collect() -> dict[str, Any]:
     """Versions, devices, backends and the environment variables that matter, as plain values.
 
     ``backends`` maps each name to None, or to the reason why it cannot run here; ``devices.cpu.kernels`` is None where
-    the compiled module is missing.
+    the compiled module is missing. ``triton_first_starts`` holds the seconds that the first starts of Triton's kernels,
+    compilation included, have taken in this process.
     """
     return {
         "versions": {
@@ -34,6 +37,7 @@ def collect() -> dict[str, Any]:
         },
         "devices": {"cpu": _cpu(), "cuda": _cuda()},
         "backends": available(),
+        "triton_first_starts": _first_starts(),
         "environment": {name: os.environ[name] for name in VARIABLES if name in os.environ},
     }
 
@@ -55,9 +59,26 @@ def describe(facts: dict[str, Any]) -> str:
     lines.append("")
     for name, reason in facts["backends"].items():
         lines.append(f"{'backend ' + name:<20} {'not available: ' + reason if reason else 'available'}")
+        if name == "triton" and facts["triton_first_starts"]:
+            starts = ", ".join(f"{name.strip('_')} {seconds:.2f} s" for name, seconds in facts["triton_first_starts"].items())
+            lines.append(f"{'':<20} first starts, compilation or Triton's cache included: {starts}")
     if facts["environment"]:
         lines += ["", *(f"{name}={value}" for name, value in facts["environment"].items())]
     return "\n".join(lines)
+
+
+def _first_starts() -> dict[str, float]:
+    launch = sys.modules.get("lada_kernels.backends.triton.launch")
+    return launch.first_start_seconds() if launch else {}
+
+
+def _try_triton() -> None:
+    """Start Triton's pooling kernel once, so that there is a first start to report."""
+    if available()["triton"] is None:
+        from lada_kernels.backends.triton import launch
+
+        with use_backend("triton"):
+            additive_pool(torch.ones(1, 64, 64, device=launch.device_type()), torch.ones(4, 64, device=launch.device_type()))
 
 
 def _version(module: str) -> str | None:
@@ -105,11 +126,13 @@ def _cuda() -> dict[str, Any]:
 
 
 def main() -> None:
-    """Print the facts: as text, or with ``--json`` as JSON."""
+    """Print the facts: as text, or with ``--json`` as JSON. Where Triton can run, one of its kernels is started for it."""
     parser = argparse.ArgumentParser(prog="python -m lada_kernels.info", description=__doc__)
     parser.add_argument("--json", action="store_true", help="print JSON instead of text")
+    options = parser.parse_args()
+    _try_triton()
     facts = collect()
-    print(json.dumps(facts, indent=2) if parser.parse_args().json else describe(facts))
+    print(json.dumps(facts, indent=2) if options.json else describe(facts))
 
 
 if __name__ == "__main__":

@@ -47,6 +47,14 @@ def test_text_says_what_json_does(monkeypatch, capsys):
         assert f"kernels use {native.build_info()['instruction_set']}" in text
 
 
+@pytest.mark.skipif(available()["triton"] is not None, reason=f"backend 'triton': {available()['triton']}")
+def test_first_starts_of_triton_are_reported(monkeypatch, capsys):
+    text = said(monkeypatch, capsys)
+    assert "first starts" in text
+    assert "forward_kernel" in text
+    assert all(seconds > 0 for seconds in info.collect()["triton_first_starts"].values())
+
+
 def test_cuda_devices_are_listed():
     facts = info.collect()
     facts["devices"]["cuda"] = {"devices": [{"name": "NVIDIA X", "capability": "90", "memory_gib": 79.1}], "reason": None}

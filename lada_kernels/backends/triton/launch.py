@@ -52,6 +52,14 @@ def start(kernel: Any, grid: Sequence[int], *args: Any, warps: int = 4, **consta
         first_starts[key] = time.perf_counter() - begin
 
 
+def first_start_seconds() -> dict[str, float]:
+    """What the first starts of each kernel have taken in this process, by the kernel's name, over all types and tiles."""
+    seconds: dict[str, float] = {}
+    for (kernel, *_), taken in first_starts.items():
+        seconds[kernel.__name__] = seconds.get(kernel.__name__, 0.0) + taken
+    return seconds
+
+
 def split(batch: int, tokens: int, block: int, device: torch.device, programs: int = 4) -> tuple[int, int]:
     """Cut each batch element's tokens so that the device is filled: (chunks, tokens a chunk), the latter a multiple of `block`.
 

@@ -176,10 +176,11 @@ def _forward_kernel(
         mu = total / D if total.dtype == tl.float64 else tl.div_rn(total, D)
         centred = tl.where(j < D, xn - mu, 0.0)
         r = tl.rsqrt(_mean(centred * centred, D) + EPS)
-        tl.store(mean + b * N + n, mu, mask=n < N)
-        tl.store(rstd + b * N + n, r, mask=n < N)
         y = _channels(gamma, b, j, n, D, ACC) * (centred * r) + _channels(beta, b, j, n, D, ACC)
         tl.store(out + (b * N + n) * D + j, y, mask=inside)
+        # Last, for registers are scarcer before.
+        tl.store(mean + b * N + n, mu, mask=n < N)
+        tl.store(rstd + b * N + n, r, mask=n < N)
 
 
 @triton.jit
@@ -280,7 +281,7 @@ def _double_backward_kernel(
         if out_x is not None:
             g_normal = _mean(g_hat * normal, D)
             h = G * y - r * (g_hat * X_normal + X * g_normal)
-            # <g P X> = <(P g) X>, and P removes what both have in common before it can cancel
+            # ∂x = r (P h − r ⟨ĝ P X⟩ x̂): both terms along x̂ in one.
             h_normal = _mean(h * normal, D) + r * _mean(g_hat * projected, D)
             tl.store(out_x + (b * N + n) * D + j, r * (h - _mean(h, D) - normal * h_normal), mask=inside)
         if out_grad is not None:

@@ -135,6 +135,13 @@ def resources(job: tuple[Launch, int]) -> Resources:
     return Resources(registers, stack + local, compiled.metadata.shared, *wide)
 
 
+def _name_failure(job: tuple[Launch, int]) -> Resources:
+    try:
+        return resources(job)
+    except Exception as error:
+        raise RuntimeError(f"{job[0].module}.{job[0].kernel} for sm_{job[1]}, {dict(job[0].constants)}: {error}") from None
+
+
 def _cuobjdump(option: str, path: str) -> str:
     tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
     return subprocess.run([tool, option, path], capture_output=True, text=True, check=True).stdout
@@ -160,34 +167,34 @@ def _ops(batch: int, width: int, dtype: torch.dtype) -> Iterator[Callable[[], An
 
     x, channels, weight = empty(batch, TOKENS, width), empty(batch, width), empty(heads, width)
     normaliser, mask = empty(batch, heads, 2, dtype=wide), empty(batch, TOKENS, dtype=torch.bool)
-    yes, pool = [True] * 5, kernels("additive_pool")
+    pool = kernels("additive_pool")
     for per_head in (True, False):
         pooled = empty(batch, heads, width // heads if per_head else width, dtype=wide)
         for hidden in (None, mask):
             saved = (x, weight, hidden, pooled, normaliser, 1.5, per_head)
             yield lambda hidden=hidden, per_head=per_head: pool.forward(x, weight, hidden, 1.5, per_head, False)
-            yield lambda pooled=pooled, saved=saved: pool.backward(yes, pooled, *saved)
-            yield lambda pooled=pooled, saved=saved: pool.double_backward(yes, x, weight, pooled, *saved)
+            yield lambda pooled=pooled, saved=saved: pool.backward([True] * 2, pooled, *saved)
+            yield lambda pooled=pooled, saved=saved: pool.double_backward([True] * 3, x, weight, pooled, *saved)
     gate = kernels("gated_product")
     yield lambda: gate.forward(channels, x, x)
-    yield lambda: gate.backward(yes, x, channels, x, x)
-    yield lambda: gate.double_backward(yes, channels, x, x, x, channels, x, x)
+    yield lambda: gate.backward([True] * 3, x, channels, x, x)
+    yield lambda: gate.double_backward([True] * 4, channels, x, x, x, channels, x, x)
     attention, pooled = kernels("additive_attention"), empty(batch, heads, width // heads, dtype=wide)
     saved = (x, x, x, weight, None, pooled, normaliser)
     yield lambda: attention.forward(x, x, x, weight, None, 1.5, False)
-    yield lambda: attention.backward(yes, x, *saved, 1.5)
-    yield lambda: attention.double_backward(yes, x, x, x, weight, x, *saved, pooled, 1.5)
+    yield lambda: attention.backward([True] * 4, x, *saved, 1.5)
+    yield lambda: attention.double_backward([True] * 5, x, x, x, weight, x, *saved, pooled, 1.5)
     norm, rows = kernels("modulated_layer_norm"), empty(batch, TOKENS, dtype=wide)
     yield lambda: norm.forward(x, channels, channels, 1e-6)
-    yield lambda: norm.backward(yes, x, x, channels, rows, rows)
-    yield lambda: norm.double_backward(yes, x, channels, channels, x, x, channels, rows, rows)
+    yield lambda: norm.backward([True] * 3, x, x, channels, rows, rows)
+    yield lambda: norm.double_backward([True] * 3, x, channels, channels, x, x, channels, rows, rows)
 
 
 def measure(launches: Sequence[Launch], architectures: Sequence[int] = tuple(ARCHITECTURES)) -> dict[Launch, list[Resources]]:
     """The resources of every launch on every architecture, compiled on all cores."""
     jobs = [(wanted, capability) for wanted in launches for capability in architectures]
     with ProcessPoolExecutor(len(os.sched_getaffinity(0))) as pool:
-        found = list(pool.map(resources, jobs, chunksize=4))
+        found = list(pool.map(_name_failure, jobs, chunksize=4))
     width = len(architectures)
     return {wanted: found[i * width : (i + 1) * width] for i, wanted in enumerate(launches)}
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 import pytest
 import torch
 from problems import (
+    DEVICES,
     DTYPES,
     HALVES,
     LAYOUTS,
@@ -20,7 +21,7 @@ from torch.autograd import grad as gradients
 from torch.autograd import gradcheck, gradgradcheck
 from torch.library import opcheck
 
-from lada_kernels import gated_projection
+from lada_kernels import available, gated_projection, use_backend
 
 NAMES = ("x", "g", "weight", "bias", "out_weight", "out_bias")
 
@@ -51,7 +52,7 @@ SIZES = (
     Sizes(2, 1, 16, 16, 16),  # one token
     Sizes(1, 1, 1, 1, 1),
     Sizes(7, 3, 7, 5, 9),  # odd everywhere: rows of a tile belong to many batch elements
-    Sizes(1, 300, 130, 33),  # one past a whole number of steps
+    Sizes(1, 130, 129, 33),  # one past a whole number of steps
     Sizes(2, 65, 128, 128, 128),  # the widest that one kernel takes to the output
     Sizes(2, 19, 40, 129, 24),  # one wider, in either direction
     Sizes(2, 19, 40, 24, 129),
@@ -196,9 +197,10 @@ def test_strides_beyond_32_bits(dim, backend, device, monkeypatch):
 @each_option
 def test_gradcheck_and_gradgradcheck(sizes, backend, device):
     inputs = make_inputs(sizes, device=device)
-    function = by_name(gated_projection, inputs)
-    assert gradcheck(function, tuple(inputs.values()))
-    assert gradgradcheck(function, tuple(inputs.values()))
+    function, tensors = by_name(gated_projection, inputs), tuple(inputs.values())
+    interpreted = backend == "triton" and device == "cpu"  # slowly: along random directions, not element by element
+    assert gradcheck(function, tensors, fast_mode=interpreted)
+    assert gradgradcheck(function, tensors, fast_mode=interpreted)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -291,6 +293,7 @@ def test_without_gradients(backend, device):
         assert torch.equal(result, expected)
 
 
+@pytest.mark.filterwarnings("ignore:invalid value encountered in matmul:RuntimeWarning")
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf])
 def test_what_is_not_finite_stays_in_its_token(bad, backend, device):
     for sizes in (PLAIN, replace(PLAIN, outside=None)):
@@ -308,6 +311,24 @@ def test_func_grad(backend, device):
     got = torch.func.grad(lambda *t: (gated_projection(*t) * grad.detach()).sum(), argnums=tuple(range(6)))(*tensors)
     for name, result, expected in zip(inputs, got, gradients(gated_projection(*tensors), tensors, grad), strict=True):
         assert torch.equal(result, expected), name
+
+
+@pytest.mark.skipif(available()["triton"] is not None, reason=f"backend 'triton': {available()['triton']}")
+def test_tf32_only_where_torch_allows_it(monkeypatch):
+    """What is asked of Triton, which the interpreter does not look at."""
+    started, inputs = [], make_inputs(PLAIN, torch.float32, DEVICES["triton"])
+    monkeypatch.setattr(
+        "lada_kernels.backends.triton.launch.start", lambda *args, **constants: started.append(constants["PRECISION"])
+    )
+    before = torch.get_float32_matmul_precision()
+    try:
+        with use_backend("triton"), torch.no_grad():
+            for setting in ("highest", "high", "medium"):
+                torch.set_float32_matmul_precision(setting)
+                gated_projection(**inputs)
+    finally:
+        torch.set_float32_matmul_precision(before)
+    assert started == ["ieee", "tf32", "tf32"]
 
 
 def first_order(function, inputs, grad, **autocast):
@@ -347,7 +368,7 @@ def test_gradients_under_autocast(backend, device):
         assert torch.equal(one, other)
 
 
-@pytest.mark.parametrize("fixed", [(), ("x",), ("weight", "out_bias"), ("x", "g", "weight", "bias")], ids=str)
+@pytest.mark.parametrize("fixed", [(), ("x", "out_bias"), ("g", "weight", "bias")], ids=str)
 def test_compile_at_first_order(fixed, backend, device):
     compiled = torch.compile(lambda **t: gated_projection(**t), fullgraph=True, backend="aot_eager")
     for sizes in (SMALL, replace(SMALL, outside=None)):
@@ -377,10 +398,9 @@ def test_compile_under_autocast(backend, device):
     torch.compiler.reset()
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@each_option
-def test_opcheck(sizes, dtype, backend, device):
-    inputs = {name: t.detach() for name, t in make_inputs(sizes, dtype, device, wide_gate=True, layout="third").items()}
+@pytest.mark.parametrize("sizes", [SMALL, replace(SMALL, bias=False, out_bias=False), replace(SMALL, outside=None)], ids=str)
+def test_opcheck(sizes, backend, device):
+    inputs = {name: t.detach() for name, t in make_inputs(sizes, HALVES[0], device, wide_gate=True, layout="third").items()}
     opcheck(torch.ops.lada_kernels.gated_projection.default, tuple(inputs.get(name) for name in NAMES))
 
 

@@ -99,6 +99,11 @@ def use_backend(name: str) -> Iterator[None]:
         _requested = before
 
 
+def chosen(op: str, device: str, dtype: torch.dtype) -> str:
+    """The name of the backend that computes `op` on this type of device in this dtype."""
+    return _choose(op, device, dtype, _requested)
+
+
 def kernels(op: str, tensor: torch.Tensor) -> Any:
     """The three entry points that compute `op` for tensors on this tensor's device and of its dtype."""
     return _kernels(op, tensor.device.type, tensor.dtype, _requested)

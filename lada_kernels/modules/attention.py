@@ -4,7 +4,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from lada_kernels.ops import additive_attention, additive_pool, gated_product
+from lada_kernels.backends import chosen
+from lada_kernels.ops import additive_attention, additive_pool, gated_product, gated_projection
+
+# The widest dim whose output one fused kernel computes from x.
+_TWO_PASS = 128
 
 
 class LadaAttention(nn.Module):
@@ -22,26 +26,37 @@ class LadaAttention(nn.Module):
     projections' arithmetic and the memory of q are saved. ``fold_query=False`` computes in the order of the
     equations. The attribute can be switched at any time.
 
+    ``recompute=True`` saves memory in training: k and v, up to ``dim`` 128 g * k * v too, are not kept for the
+    gradients but computed again, as one more projection. Folded only; it can be switched at any time as well.
+
+    Up to ``dim`` 128, recomputed or where no gradient is needed on the Triton backend, x is read in two passes,
+    one that pools it and one that turns it into the output, and nothing else of its size is written.
+
     Parameters, named as in the official checkpoints: ``to_qkv`` (dim -> 3 dim), ``q_attn`` (dim -> heads),
-    ``to_out`` (dim -> dim). Folded, the first two are read and never called, so hooks on them do not run.
+    ``to_out`` (dim -> dim). Folded, the first two are read and never called, so hooks on them do not run; nor,
+    in two passes, do those on the third.
 
     Args:
         dim: channels D of the input.
         heads: number of heads H; must divide ``dim``.
         fold_query: the order of computation, see above.
+        recompute: less memory for more arithmetic, see above.
 
     Raises:
-        ValueError: ``heads`` does not divide ``dim``; the input is not [B, N, dim].
+        ValueError: ``heads`` does not divide ``dim``; ``recompute`` without ``fold_query``; the input is not [B, N, dim].
     """
 
-    def __init__(self, dim: int, heads: int = 8, *, fold_query: bool = True) -> None:
+    def __init__(self, dim: int, heads: int = 8, *, fold_query: bool = True, recompute: bool = False) -> None:
         super().__init__()
         if dim < 1 or heads < 1 or dim % heads:
             raise ValueError(f"heads must divide dim, got heads={heads} and dim={dim}")
+        if recompute and not fold_query:
+            raise ValueError(f"recompute needs fold_query, got recompute={recompute} and fold_query={fold_query}")
         self.dim = dim
         self.heads = heads
         self.scale = (dim // heads) ** -0.5
         self.fold_query = fold_query
+        self.recompute = recompute
         self.to_qkv = nn.Linear(dim, 3 * dim)
         self.q_attn = nn.Linear(dim, heads)
         self.to_out = nn.Linear(dim, dim)
@@ -61,14 +76,10 @@ class LadaAttention(nn.Module):
         if x.dim() != 3 or x.shape[2] != self.dim:
             raise ValueError(f"x must be [B, N, {self.dim}] as dim={self.dim}, got {list(x.shape)}")
         attend = self._folded if self.fold_query else self._unfolded
-        out = attend(x, mask, return_weights)
-        if return_weights:
-            out, weights = out
-            return self.to_out(out), weights
-        return self.to_out(out)
+        return attend(x, mask, return_weights)
 
     def _folded(self, x: Tensor, mask: Tensor | None, return_weights: bool) -> Tensor | tuple[Tensor, Tensor]:
-        dim, heads, to_qkv, q_attn = self.dim, self.heads, self.to_qkv, self.q_attn
+        dim, heads, to_qkv, q_attn, to_out = self.dim, self.heads, self.to_qkv, self.q_attn, self.to_out
         # split_with_sizes is Tensor.split without its Python layer: this path is a dozen small calls.
         w_q, w_kv = to_qkv.weight.split_with_sizes((dim, 2 * dim))  # [D, D], [2D, D]
         b_q, b_kv = to_qkv.bias.split_with_sizes((dim, 2 * dim))
@@ -87,15 +98,32 @@ class LadaAttention(nn.Module):
         if mask is not None:
             # Without any token alpha sums to zero, not one, and takes b_q with it.
             g = g.masked_fill(~mask.any(dim=1, keepdim=True), 0)
-        out = gated_product(g, functional.linear(x, w_kv, b_kv))  # k and v side by side: [B, N, 2D] -> [B, N, D]
+        arguments = (x, g, w_kv, b_kv, to_out.weight, to_out.bias)
+        if dim <= _TWO_PASS and (self.recompute or _gain_without_gradients(*arguments)):
+            out = gated_projection(*arguments)  # [B, N, D]
+        elif self.recompute:
+            out = to_out(gated_projection(x, g, w_kv, b_kv))
+        else:
+            out = to_out(gated_product(g, functional.linear(x, w_kv, b_kv)))  # k and v side by side: [B, N, 2D]
         return (out, weights) if return_weights else out
 
     def _unfolded(self, x: Tensor, mask: Tensor | None, return_weights: bool) -> Tensor | tuple[Tensor, Tensor]:
         q, k, v = self.to_qkv(x).chunk(3, dim=-1)  # [B, N, D] each, read in place by the op
         # alpha=0 keeps the bias in the graph without effect, as in _folded.
         score_weight = torch.add(self.q_attn.weight, self.q_attn.bias[:, None], alpha=0)  # [H, D]
-        return additive_attention(q, k, v, score_weight, scale=self.scale, mask=mask, return_weights=return_weights)
+        out = additive_attention(q, k, v, score_weight, scale=self.scale, mask=mask, return_weights=return_weights)
+        if return_weights:
+            out, weights = out
+            return self.to_out(out), weights
+        return self.to_out(out)
 
     def extra_repr(self) -> str:
         """What `print` shows."""
-        return f"dim={self.dim}, heads={self.heads}, fold_query={self.fold_query}"
+        return f"dim={self.dim}, heads={self.heads}, fold_query={self.fold_query}, recompute={self.recompute}"
+
+
+def _gain_without_gradients(x: Tensor, *others: Tensor) -> bool:
+    """Whether no gradient is needed and Triton computes; compiled code, which cannot ask who does, takes it that way."""
+    if torch.is_grad_enabled() and any(t.requires_grad for t in (x, *others)):
+        return False
+    return torch.compiler.is_compiling() or chosen("gated_projection", x.device.type, x.dtype) == "triton"

@@ -1,11 +1,14 @@
 """LadaAttention against the paper's equations written out in plain torch, at every order that a GAN needs."""
 
 import copy
+import importlib
 
 import pytest
 import torch
+from problems import DEVICES
 from torch.func import functional_call
 
+from lada_kernels import available, use_backend
 from lada_kernels.modules import LadaAttention
 
 SHAPES = [(2, 7, 12, 3), (1, 1, 8, 1), (3, 33, 16, 4)]  # B, N, D, H
@@ -167,6 +170,147 @@ def test_autocast(backend, fold_query):
     for parameter in (x, *attention.parameters()):
         assert parameter.grad.dtype == torch.float32
         assert parameter.grad.isfinite().all()
+
+
+def saved_bytes(attention, x):
+    """What is kept for the gradients, parameters and x aside."""
+    known = {t.untyped_storage().data_ptr() for t in (x, *attention.parameters())}
+    kept = {}
+
+    def pack(t):
+        kept[t.untyped_storage().data_ptr()] = t.untyped_storage().nbytes()
+        return t
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+        attention(x)
+    return sum(size for pointer, size in kept.items() if pointer not in known)
+
+
+@pytest.mark.parametrize("masked", [False, True], ids=["unmasked", "masked"])
+@pytest.mark.parametrize(("batch", "tokens", "dim", "heads"), [*SHAPES, (2, 3, 132, 4)])
+def test_recomputing_changes_nothing_at_three_orders(backend, batch, tokens, dim, heads, masked):
+    attention = make(dim, heads)
+    x = torch.randn(batch, tokens, dim, dtype=torch.float64)
+    mask = (torch.arange(tokens) % 3 < 2).expand(batch, -1) if masked else None
+    parameters = list(attention.parameters())
+    kept = three_orders(lambda t: attention(t, mask=mask), parameters, x)
+    attention.recompute = True
+    for value, expected in zip(three_orders(lambda t: attention(t, mask=mask), parameters, x), kept, strict=True):
+        torch.testing.assert_close(value, expected, rtol=1e-12, atol=1e-12)
+
+
+def test_recomputing_gradcheck_and_gradgradcheck(backend):
+    attention = make(4, 2, recompute=True)
+    x = torch.randn(1, 3, 4, dtype=torch.float64, requires_grad=True)
+    weights = {n: p.detach().clone().requires_grad_() for n, p in attention.named_parameters()}
+
+    def function(x, *values):
+        return functional_call(attention, dict(zip(weights, values, strict=True)), (x,))
+
+    assert torch.autograd.gradcheck(function, (x, *weights.values()))
+    assert torch.autograd.gradgradcheck(function, (x, *weights.values()))
+
+
+@pytest.mark.parametrize(("dim", "tensors"), [(32, 3), (136, 2)])
+def test_recomputing_keeps_fewer_bytes(backend, dim, tensors):
+    """k, v and, up to 128 channels, what to_out reads: so many times the size of x."""
+    attention, x = make(dim, 4).float(), torch.randn(2, 64, dim, requires_grad=True)
+    kept = saved_bytes(attention, x)
+    attention.recompute = True
+    spared = tensors * x.nbytes
+    assert kept - spared <= saved_bytes(attention, x) <= kept - 0.9 * spared
+
+
+@pytest.mark.parametrize("dim", [32, 136])
+def test_recomputing_under_autocast(backend, dim):
+    attention = make(dim, 4).float()
+    x = torch.randn(2, 20, dim, requires_grad=True)
+
+    def step():
+        with torch.autocast("cpu", torch.bfloat16):
+            out = attention(x)
+            loss = out.float().square().mean()
+        return [out, *torch.autograd.grad(loss, (x, *attention.parameters()))]
+
+    expected = step()
+    attention.recompute = True
+    for value, other in zip(step(), expected, strict=True):
+        assert value.dtype == other.dtype
+        assert (value - other).norm() <= 2e-2 * other.norm()
+
+
+def test_recomputing_maps_are_the_same(backend):
+    attention = make(12, 3)
+    x = torch.randn(2, 9, 12, dtype=torch.float64)
+    _, expected = attention(x, return_weights=True)
+    attention.recompute = True
+    out, weights = attention(x, return_weights=True)
+    assert torch.equal(weights, expected)
+    assert torch.equal(out, attention(x))
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+def test_compiles_with_and_without_gradients(backend, recompute):
+    attention = make(8, 2, recompute=recompute).float()
+    compiled = torch.compile(attention, fullgraph=True, backend="aot_eager")
+    x = torch.randn(2, 5, 8, requires_grad=True)
+    results = [torch.autograd.grad(f(x).square().sum(), (x, *attention.parameters())) for f in (compiled, attention)]
+    for one, other in zip(*results, strict=True):
+        torch.testing.assert_close(one, other)
+    with torch.no_grad():
+        torch.testing.assert_close(compiled(x), attention(x))
+    torch.compiler.reset()
+
+
+def test_recompute_needs_folding():
+    with pytest.raises(ValueError, match="recompute needs fold_query, got recompute=True and fold_query=False"):
+        LadaAttention(8, 2, fold_query=False, recompute=True)
+
+
+needs_triton = pytest.mark.skipif(available()["triton"] is not None, reason=f"backend 'triton': {available()['triton']}")
+
+
+@pytest.fixture
+def fused(monkeypatch):
+    """The outputs of Triton's gated_projection so far."""
+    outputs, kernels = [], importlib.import_module("lada_kernels.backends.triton.gated_projection")
+    forward = kernels.forward
+    monkeypatch.setattr(kernels, "forward", lambda *args: outputs.append(forward(*args)) or outputs[-1])
+    with use_backend("triton"):
+        yield outputs
+
+
+@needs_triton
+@pytest.mark.parametrize("dim", [32, 128, 132])
+def test_inference_in_two_passes(fused, dim):
+    """On Triton, without gradients: x is read to be pooled and once more to become the output."""
+    attention, x = make(dim, 4), torch.randn(2, 9, dim, dtype=torch.float64)
+    expected = published(attention, x)[0].detach()
+    attention, x = attention.float().to(DEVICES["triton"]), x.float().to(DEVICES["triton"])
+    assert attention(x).requires_grad
+    assert not fused
+    with torch.no_grad():
+        out = attention(x)
+    assert len(fused) == (dim <= 128)
+    assert dim > 128 or torch.equal(out, fused[0])
+    for parameter in attention.parameters():
+        parameter.requires_grad_(False)
+    assert torch.equal(attention(x), out)
+    assert len(fused) == 2 * (dim <= 128)
+    torch.testing.assert_close(out.double().cpu(), expected, rtol=1e-4, atol=1e-4)
+
+
+@needs_triton
+def test_recomputing_in_two_passes(fused):
+    attention = make(8, 2).float().to(DEVICES["triton"])
+    x = torch.randn(2, 5, 8, device=DEVICES["triton"])
+    parameters = list(attention.parameters())
+    kept = three_orders(attention, parameters, x)
+    assert not fused
+    attention.recompute = True
+    for value, expected in zip(three_orders(attention, parameters, x), kept, strict=True):
+        torch.testing.assert_close(value, expected, rtol=1e-4, atol=1e-4)
+    assert len(fused) == 1
 
 
 def test_official_constructor_and_keys():

@@ -7,7 +7,7 @@ from torch.nn import functional
 from lada_kernels.backends import chosen
 from lada_kernels.ops import additive_attention, additive_pool, gated_product, gated_projection
 
-# The widest dim whose output one fused kernel computes from x.
+# Up to this dim attention is bound by memory, and one fused kernel takes x to the output.
 _TWO_PASS = 128
 
 

@@ -110,17 +110,18 @@ def _gradients(
     grad_x = grad_g = grad_kv = grad_weight = grad_bias = grad_out_weight = grad_out_bias = None
     if needs_g or needs_kv or needs_out_weight:
         kv = functional.linear(x, weight, bias)  # [B, N, 2D]
+    if needs_out_weight:
+        grad_out_weight = _by_row(grad, gated_product(g, kv))  # [O, D]
     if needs_g or needs_kv:
         grad_r = grad if out_weight is None else grad @ out_weight  # [B, N, D]
         grad_g, grad_kv, _ = gate_gradients((needs_g, needs_kv, False), grad_r, g, kv, None)
+        del kv, grad_r  # memory for what follows
     if needs_x:
         grad_x = grad_kv @ weight  # [B, N, C]
     if needs_weight:
         grad_weight = _by_row(grad_kv, x)  # [2D, C]
     if needs_bias:
         grad_bias = grad_kv.sum((0, 1))  # [2D]
-    if needs_out_weight:
-        grad_out_weight = _by_row(grad, gated_product(g, kv))  # [O, D]
     if needs_out_bias:
         grad_out_bias = grad.sum((0, 1))  # [O]
     return grad_x, grad_g, grad_weight, grad_bias, grad_out_weight, grad_out_bias

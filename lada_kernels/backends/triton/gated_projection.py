@@ -15,8 +15,9 @@ from .tokens import alignment, rows, strides
 _WIDEST = 128
 
 # (rows, channels of r, channels of x at a time, stages of loads under way, warps), by how x is multiplied and what is
-# written: r, an output of up to 64 channels from as many, or a wider one; and where a size is no multiple of 16 and loads are
-# narrow, r or an output. All keep to a thread's registers and to 99 KiB of shared memory, the least of any chip since sm_80.
+# written: r, an output of up to 64 channels from as many, or a wider one; "odd" where a size is no multiple of 16 or tokens
+# do not start at multiples of 16 bytes, so that accesses are narrow. All fit a thread's registers and 99 KiB of shared
+# memory, the least of any chip since sm_80.
 _TILES = {
     "half": {
         "r": (128, 64, 64, 3, 8),
@@ -37,7 +38,7 @@ _TILES = {
         "output": (64, 32, 16, 2, 8),
         "wide output": (128, 32, 16, 2, 8),
         "odd r": (64, 32, 16, 2, 8),
-        "odd output": (16, 32, 16, 2, 8),
+        "odd output": (32, 16, 16, 2, 4),
     },
 }
 
@@ -92,7 +93,7 @@ def _tile(x: Tensor, channels: int, outside: int | None, precision: str) -> tupl
     """The entry of `_TILES`, cut down to the sizes at hand."""
     sizes = [x.shape[2], channels, outside or channels]
     form = "r" if outside is None else "output"
-    if any(size % 16 for size in sizes):
+    if any(size % 16 for size in sizes) or alignment(x) * x.element_size() < 16:
         form = f"odd {form}"
     elif outside is not None and max(channels, outside) > 64:
         form = "wide output"

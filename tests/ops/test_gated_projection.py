@@ -161,16 +161,10 @@ def test_float32_gate_beside_half_tokens(dtype, backend, device):
 
 @pytest.mark.parametrize("sizes", [PLAIN, replace(ODD, outside=None)], ids=str)
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_layout_of_tokens(layout, sizes, backend, device):
-    inputs = make_inputs(sizes, torch.float32, device, layout=layout)
-    judge(inputs, *make_cotangents(sizes, inputs))
-
-
-@pytest.mark.parametrize("sizes", [PLAIN, replace(ODD, outside=None)], ids=str)
-@pytest.mark.parametrize("layout", LAYOUTS)
-def test_layout_of_gradients(layout, sizes, backend, device):
-    inputs = make_inputs(sizes, torch.float32, device)
-    judge(inputs, *make_cotangents(sizes, inputs, layout))
+def test_layout_of_tokens_and_of_gradients(layout, sizes, backend, device):
+    for of_tokens, of_gradients in ((layout, "dense"), ("dense", layout)):
+        inputs = make_inputs(sizes, torch.float32, device, layout=of_tokens)
+        judge(inputs, *make_cotangents(sizes, inputs, of_gradients))
 
 
 def test_layout_of_the_other_arguments(backend, device):
@@ -422,11 +416,7 @@ REFUSED = {
     "half a bias": ((X, G, W, B6[:3]), ValueError, r"bias: got shape \[3\], expected \[2D\] = \[6\]"),
     "half bias": ((X, G, W, B6.half()), TypeError, r"bias: got dtype torch.float16, expected x's dtype torch.float32"),
     "a wide out_weight": ((X, G, W, B6, W_O.T), ValueError, r"out_weight: got shape \[3, 7\], expected \[O, D\] = \[3, 3\]"),
-    "an empty out_weight": (
-        (X, G, W, B6, W_O[:0]),
-        ValueError,
-        r"out_weight: got shape \[0, 3\], expected \[O, D\] with D = 3",
-    ),
+    "an empty out_weight": ((X, G, W, B6, W_O[:0]), ValueError, r"out_weight: got shape \[0, 3\], expected \[O, D\] with"),
     "out_weight of one dimension": ((X, G, W, B6, B7), ValueError, r"out_weight: got shape \[7\], expected \[O, D\]"),
     "double out_weight": ((X, G, W, B6, W_O.double()), TypeError, r"out_weight: got dtype torch.float64, expected x's"),
     "a short out_bias": ((X, G, W, None, W_O, B6), ValueError, r"out_bias: got shape \[6\], expected \[O\] = \[7\]"),

@@ -6,6 +6,7 @@ from torch import Tensor
 
 from ...reference.additive_pool import attention as softmax
 from ..arguments import dense_like, narrowed, wide
+from . import launch
 from .additive_pool_double_backward import DoubleBackward
 from .pooling import (
     BACKWARD,
@@ -16,6 +17,8 @@ from .pooling import (
     heads_at,
     inverse,
     load_group,
+    load_heads,
+    load_tokens,
     operands,
     own_channels,
     pooled_at,
@@ -26,32 +29,32 @@ from .pooling import (
     tokens_at,
     weights_at,
 )
+from .tokens import alignment, strides
 
 
 @triton.jit
 def _forward_kernel(
-    x, weight, mask, scores, pooled, normaliser, row_stride, token_stride, B, N, rows, chunks, tokens, scale,
+    x, weight, mask, scores, pooled, normaliser, batch_stride, token_stride, B, N, rows_each, chunks, tokens, scale,
     FINISH: tl.constexpr, D: tl.constexpr, H: tl.constexpr, PER_HEAD: tl.constexpr, GROUPS: tl.constexpr,
-    BH: tl.constexpr, BD: tl.constexpr, RUN: tl.constexpr, LANES: tl.constexpr, ACC: tl.constexpr,
+    BH: tl.constexpr, BD: tl.constexpr, RUN: tl.constexpr, LANES: tl.constexpr,
+    VEC: tl.constexpr, ALIGN: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
     """Online softmax over a chunk of tokens, for a group of heads."""
     group, slot = tl.program_id(0) % GROUPS, tl.program_id(0) // GROUPS
     PH: tl.constexpr = 1 if PER_HEAD else BH
     own = own_channels(group, D, H, PER_HEAD, BH, BD)
-    at, inside = heads_at(group, D, H, BH, BD)
-    w = tl.load(weight + at, mask=inside, other=0.0)
+    w = load_heads(weight, group, D, H, BH, BD)
     begin = slot % chunks * tokens
     end = tl.minimum(begin + tokens, N)
-    first_row = slot // chunks * rows
-    for row in range(first_row, tl.minimum(first_row + rows, B)):
+    first_row = slot // chunks * rows_each
+    for row in range(first_row, tl.minimum(first_row + rows_each, B)):
         b = tl.cast(row, tl.int64)
         largest = tl.full([BH, 1, LANES], float("-inf"), ACC)
         total = tl.zeros([BH, 1, LANES], ACC)
         sums = tl.zeros([PH, 1, LANES, BD], ACC)
         for first in range(begin, end, RUN * LANES):
             n, there, live = token_tile(first, end, mask, b, N, RUN, LANES)
-            at, inside = tokens_at(b * row_stride, token_stride, n, live, D, BD)
-            xt = tl.load(x + at, mask=inside, other=0.0).to(ACC)
+            xt = load_tokens(x, b, n, live, batch_stride, token_stride, D, BD, VEC, ALIGN, ACC)
             s = tl.where(live[None], tl.sum(xt * w, axis=3) * scale, float("-inf"))  # [BH, RUN, LANES]
             if scores is not None:
                 at, inside = scalars_at(b, group, H, BH)
@@ -94,10 +97,10 @@ def _combine_kernel(
     sums = tl.zeros([BC, BE], ACC)
     for begin in range(0, chunks, BC):
         c = begin + tl.arange(0, BC)
-        at = first + c * H
-        factor = tl.exp(tl.load(part_normaliser + at * 2, mask=c < chunks, other=float("-inf")) - finite(highest))
+        part = first + c * H
+        factor = tl.exp(tl.load(part_normaliser + part * 2, mask=c < chunks, other=float("-inf")) - finite(highest))
         inside = (c < chunks)[:, None] & (e < E)[None, :]
-        sums += factor[:, None] * tl.load(part_pooled + at[:, None] * E + e[None, :], mask=inside, other=0.0)
+        sums += factor[:, None] * tl.load(part_pooled + part[:, None] * E + e[None, :], mask=inside, other=0.0)
     tl.store(pooled + row * E + e, tl.sum(sums, axis=0) * inverse(total), mask=e < E)
     tl.store(normaliser + row * 2, highest)
     tl.store(normaliser + row * 2 + 1, total)
@@ -105,24 +108,25 @@ def _combine_kernel(
 
 @triton.jit
 def _backward_kernel(
-    x, grad, weight, mask, pooled, normaliser, row_stride, token_stride, B, N, rows, chunks, tokens, scale,
-    grad_x, weight_parts, D: tl.constexpr, H: tl.constexpr, PER_HEAD: tl.constexpr, GROUPS: tl.constexpr,
-    LOOPED: tl.constexpr, BH: tl.constexpr, BD: tl.constexpr, RUN: tl.constexpr, LANES: tl.constexpr, ACC: tl.constexpr,
+    x, grad, weight, mask, pooled, normaliser, batch_stride, token_stride, B, N, rows_each, chunks, tokens, scale,
+    grad_x, grad_x_batch_stride, grad_x_token_stride, weight_parts,
+    D: tl.constexpr, H: tl.constexpr, PER_HEAD: tl.constexpr, GROUPS: tl.constexpr,
+    LOOPED: tl.constexpr, BH: tl.constexpr, BD: tl.constexpr, RUN: tl.constexpr, LANES: tl.constexpr,
+    VEC: tl.constexpr, ALIGN: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
     """x̄ of a chunk of tokens, and its part of w̄; with LOOPED > 1 groups of heads, which are loaded for each tile, only x̄."""
     group, slot = tl.program_id(0) % GROUPS, tl.program_id(0) // GROUPS
     begin = slot % chunks * tokens
     end = tl.minimum(begin + tokens, N)
-    first_row = slot // chunks * rows
+    first_row = slot // chunks * rows_each
     weight_sum = tl.zeros([BH, 1, LANES, BD], ACC)
-    for row in range(first_row, tl.minimum(first_row + rows, B)):
+    for row in range(first_row, tl.minimum(first_row + rows_each, B)):
         b = tl.cast(row, tl.int64)
         if LOOPED == 1:
             w, own, g, t, shift, factor = load_group(weight, grad, pooled, normaliser, b, group, D, H, PER_HEAD, BH, BD)
         for first in range(begin, end, RUN * LANES):
             n, there, live = token_tile(first, end, mask, b, N, RUN, LANES)
-            at, inside = tokens_at(b * row_stride, token_stride, n, live, D, BD)
-            xt = tl.load(x + at, mask=inside, other=0.0).to(ACC)
+            xt = load_tokens(x, b, n, live, batch_stride, token_stride, D, BD, VEC, ALIGN, ACC)
             out = tl.zeros([1, RUN, LANES, BD], ACC)
             for i in range(LOOPED):
                 if LOOPED > 1:
@@ -134,8 +138,8 @@ def _backward_kernel(
                 if weight_parts is not None:
                     weight_sum += tl.sum(e[:, :, :, None] * xt, axis=1, keep_dims=True)
             if grad_x is not None:
-                at, inside = tokens_at(b * N * D, D, n, there, D, BD)
-                tl.store(grad_x + at, out, mask=inside)
+                at, inside = tokens_at(grad_x, b, n, there, grad_x_batch_stride, grad_x_token_stride, D, BD, VEC, ALIGN)
+                tl.store(at, out, mask=inside)
     if weight_parts is not None:
         at, inside = heads_at(group, D, H, BH, BD)
         tl.store(weight_parts + slot.to(tl.int64) * H * D + at, tl.sum(weight_sum, axis=2, keep_dims=True), mask=inside)
@@ -149,8 +153,20 @@ def forward(
     (batch, count, _), heads = x.shape, weight.shape[0]
     plan = Plan(x, heads, per_head, FORWARD)
     scores = weight.new_empty((batch, heads, count)) if return_weights else None
-    parts = plan.parts(weight)
-    plan.start(_forward_kernel, x, weight, mask, scores, *parts, *plan.geometry(x), scale, FINISH=plan.chunks == 1)
+    parts = plan.parts(weight, 2)
+    plan.start(
+        _forward_kernel,
+        x,
+        weight,
+        mask,
+        scores,
+        *parts,
+        *strides(x),
+        *plan.share(),
+        scale,
+        FINISH=plan.chunks == 1,
+        ALIGN=alignment(x),
+    )
     pooled, normaliser = (part[:, 0] for part in parts)
     if plan.chunks > 1:
         pooled, normaliser = dense_like(pooled), dense_like(normaliser)
@@ -173,16 +189,19 @@ def backward(
     weight_dtype = weight.dtype
     x, weight, mask = operands(x, weight, mask)
     plan = Plan(x, weight.shape[0], per_head, BACKWARD)
-    grad_x, weight_parts = dense_like(x, needs[0]), plan.weight_parts(weight, needs[1])
+    grad_x = dense_like(x, needs[0])
+    weight_parts = launch.parts((1, plan.slots, *weight.shape), weight_dtype, x) if needs[1] else None
     plan.start_to_tokens(
         _backward_kernel,
         *(x, wide(grad, x), weight, mask, pooled, normaliser),
-        *plan.geometry(x),
+        *strides(x),
+        *plan.share(),
         scale,
         result=grad_x,
-        weight_parts=weight_parts,
+        parts=weight_parts,
+        ALIGN=alignment(x, grad_x),
     )
-    return grad_x, plan.weight_gradient(weight_parts, weight_dtype)
+    return grad_x, launch.add_up(weight_parts, weight_dtype)[0] if needs[1] else None
 
 
 def double_backward(

@@ -12,8 +12,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..arguments import narrowed, readable, wide
+from ..arguments import readable, wide
 from . import launch
+from .tokens import rows, strides
 
 
 @triton.jit
@@ -44,6 +45,32 @@ def pooled_at(b, group, D: tl.constexpr, H: tl.constexpr, PER_HEAD: tl.constexpr
 
 
 @triton.jit
+def load_heads(weight, group, D: tl.constexpr, H: tl.constexpr, BH: tl.constexpr, BD: tl.constexpr):
+    """A group's rows of [H,D], zeros for heads that are not there: [BH,1,1,BD]."""
+    at, inside = heads_at(group, D, H, BH, BD)
+    return tl.load(weight + at, mask=inside, other=0.0)
+
+
+@triton.jit
+def load_pooled(
+    vectors, b, group, D: tl.constexpr, H: tl.constexpr, PER_HEAD: tl.constexpr, BH: tl.constexpr, BD: tl.constexpr
+):
+    """A group's pooled vectors: [PH,1,1,BD]."""
+    at, inside = pooled_at(b, group, D, H, PER_HEAD, BH, BD)
+    return tl.load(vectors + at, mask=inside, other=0.0)
+
+
+@triton.jit
+def load_tokens(
+    x, b, n, live, batch_stride, token_stride,
+    D: tl.constexpr, BD: tl.constexpr, VEC: tl.constexpr, ALIGN: tl.constexpr, ACC: tl.constexpr,
+):  # fmt: skip
+    """What live tokens hold, zeros for the others: [1,RUN,LANES,BD]."""
+    at, inside = tokens_at(x, b, n, live, batch_stride, token_stride, D, BD, VEC, ALIGN)
+    return tl.load(at, mask=inside, other=0.0).to(ACC)
+
+
+@triton.jit
 def scalars_at(b, group, H: tl.constexpr, BH: tl.constexpr):
     """Where a group's heads lie in [B,H], and which places there are: [BH,1,1]."""
     h = (group * BH + tl.arange(0, BH))[:, None, None]
@@ -62,10 +89,13 @@ def token_tile(first, end, mask, b, N, RUN: tl.constexpr, LANES: tl.constexpr):
 
 
 @triton.jit
-def tokens_at(start, token_stride, n, which, D: tl.constexpr, BD: tl.constexpr):
-    """Where tokens of a row lie that begins at `start`, and the places of those that `which` picks: [1,RUN,LANES,BD]."""
-    d = tl.arange(0, BD)[None, None, None, :]
-    return start + n.to(tl.int64)[None, :, :, None] * token_stride + d, which[None, :, :, None] & (d < D)
+def tokens_at(
+    x, b, n, which, batch_stride, token_stride, D: tl.constexpr, BD: tl.constexpr, VEC: tl.constexpr, ALIGN: tl.constexpr
+):
+    """Addresses of the tokens n of a [B,N,D], and the places of those that `which` picks: [1,RUN,LANES,BD]."""
+    d = tl.max_contiguous(tl.arange(0, BD), VEC)[None, None, None, :]  # the width of an access
+    at = rows(x, b, n[None, :, :, None], batch_stride, token_stride, ALIGN) + d
+    return at, which[None, :, :, None] & (d < D)
 
 
 @triton.jit
@@ -123,29 +153,41 @@ def load_group(
     D: tl.constexpr, H: tl.constexpr, PER_HEAD: tl.constexpr, BH: tl.constexpr, BD: tl.constexpr,
 ):  # fmt: skip
     """w, the channels that a head owns, ḡ, t = ⟨P, ḡ⟩ and what `attention` takes of the softmax, for a group of heads."""
-    at, inside = heads_at(group, D, H, BH, BD)
-    w = tl.load(weight + at, mask=inside, other=0.0)
     own = own_channels(group, D, H, PER_HEAD, BH, BD)
-    at, inside = pooled_at(b, group, D, H, PER_HEAD, BH, BD)
-    g = tl.load(grad + at, mask=inside, other=0.0)
-    t = project(tl.load(pooled + at, mask=inside, other=0.0), g, own, PER_HEAD)
+    g = load_pooled(grad, b, group, D, H, PER_HEAD, BH, BD)
+    t = project(load_pooled(pooled, b, group, D, H, PER_HEAD, BH, BD), g, own, PER_HEAD)
     shift, factor = load_softmax(normaliser, b, group, H, BH)
-    return w, own, g, t, shift, factor
+    return load_heads(weight, group, D, H, BH, BD), own, g, t, shift, factor
 
 
 FORWARD, BACKWARD, GATHER, SCATTER = range(4)  # the passes, each with its own tiles
+
+# (places [head, channel] of a thread, RUN) of each pass and per_head that ptxas finds registers for.
+_BUDGETS = {
+    (FORWARD, True): (64, 2),
+    (FORWARD, False): (32, 2),
+    (BACKWARD, True): (32, 2),
+    (BACKWARD, False): (32, 2),
+    (GATHER, True): (32, 1),
+    (GATHER, False): (16, 1),
+    (SCATTER, True): (32, 1),
+    (SCATTER, False): (32, 1),
+}
 
 # A sum runs over so many tiles at most, which bounds its rounding error; further tokens are other programs'.
 _LONGEST = 512
 
 
-def _tile(channels: int, heads: int, itemsize: int, order: int) -> tuple[int, int, int, int, int]:
-    """(warps, RUN, LANES, BH, BD) of a pass: a head more or a wider row costs registers in every thread."""
-    block_channels = max(16, triton.next_power_of_2(channels))
-    block_heads = min(triton.next_power_of_2(heads), max(1, 16384 // block_channels))
-    warps = min(16, max(4, block_heads * block_channels // 1024))
-    lanes = min(64, max(1, warps * 32 * (16 // itemsize) // block_channels))
-    return warps, 2, lanes, block_heads, block_channels
+def _tile(channels: int, heads: int, itemsize: int, per_head: bool, order: int) -> tuple[int, dict[str, int]]:
+    """Warps and tile sizes of a pass: each channel of a thread costs it registers for every head of its tile."""
+    places, run = _BUDGETS[order, per_head]
+    block_channels, block_heads = max(16, triton.next_power_of_2(channels)), triton.next_power_of_2(heads)
+    while block_heads > 1 and block_heads * block_channels > 8 * 32 * places:
+        block_heads //= 2
+    warps = 4 if block_heads * block_channels <= 4 * 32 * places else 8
+    each = max(1, min(16 // itemsize, places // block_heads))  # channels of a token for a thread, one access wide
+    lanes = min(64, max(1, warps * 32 * each // block_channels))
+    return warps, {"BH": block_heads, "BD": block_channels, "RUN": run, "LANES": lanes, "VEC": min(each, 16 // itemsize)}
 
 
 class Plan:
@@ -153,44 +195,34 @@ class Plan:
 
     def __init__(self, x: Tensor, heads: int, per_head: bool, order: int) -> None:
         batch, count, channels = x.shape
-        self.batch, self.width = batch, channels // heads if per_head else channels
-        self.warps, run, lanes, block_heads, block_channels = _tile(channels, heads, x.element_size(), order)
-        self.groups = triton.cdiv(heads, block_heads)
-        self.chunks, self.tokens = launch.split(batch, count, run * lanes, x.device)
-        if self.tokens > _LONGEST * run * lanes:
-            self.tokens = _LONGEST * run * lanes
+        self.batch, self.count, self.width = batch, count, channels // heads if per_head else channels
+        self.warps, tile = _tile(channels, heads, x.element_size(), per_head, order)
+        self.groups, block = triton.cdiv(heads, tile["BH"]), tile["RUN"] * tile["LANES"]
+        self.chunks, self.tokens = launch.split(batch, count, block, x.device)
+        if self.tokens > _LONGEST * block:
+            self.tokens = _LONGEST * block
             self.chunks = triton.cdiv(count, self.tokens)
         # Fewer, longer programs leave fewer sums for the weight's gradient.
-        self.rows = max(1, triton.cdiv(batch, 8 * launch.processors(x.device))) if self.chunks == 1 and order != FORWARD else 1
-        self.slots = max(1, triton.cdiv(batch, self.rows)) * self.chunks  # without rows, one that writes zeros
+        self.rows_each = (
+            max(1, triton.cdiv(batch, 8 * launch.processors(x.device))) if self.chunks == 1 and order != FORWARD else 1
+        )
+        self.slots = max(1, triton.cdiv(batch, self.rows_each)) * self.chunks  # without rows, one that writes zeros
         self.constants = {
             "D": channels,
             "H": heads,
             "PER_HEAD": per_head,
-            "BH": block_heads,
-            "BD": block_channels,
-            "RUN": run,
-            "LANES": lanes,
+            **tile,
             "ACC": launch.DTYPES[x.dtype],
         }
 
-    def geometry(self, x: Tensor) -> tuple[int, ...]:
-        """What every kernel is told of x and of its share: strides, sizes, and rows, chunks and tokens of a program."""
-        return *x.stride()[:2], *x.shape[:2], self.rows, self.chunks, self.tokens
+    def share(self) -> tuple[int, ...]:
+        """What every kernel is told of its share: B, N, and the batch elements, chunks and tokens of a program."""
+        return self.batch, self.count, self.rows_each, self.chunks, self.tokens
 
-    def parts(self, weight: Tensor) -> tuple[Tensor, Tensor]:
-        """Room for each chunk's pooled vectors [B,chunks,H,E] and for two scalars of each [B,chunks,H,2]."""
+    def parts(self, weight: Tensor, scalars: int) -> tuple[Tensor, Tensor]:
+        """Room for each chunk's pooled vectors [B,chunks,H,E] and for so many `scalars` of each [B,chunks,H,scalars]."""
         sizes = self.batch, self.chunks, weight.shape[0]
-        return weight.new_empty((*sizes, self.width)), weight.new_empty((*sizes, 2))
-
-    def weight_parts(self, weight: Tensor, needed: bool = True) -> Tensor | None:
-        """Room for each slot's part of a gradient of the weight: [1,slots,H,D]."""
-        return weight.new_empty((1, self.slots, *weight.shape)) if needed else None
-
-    @staticmethod
-    def weight_gradient(parts: Tensor | None, dtype: torch.dtype) -> Tensor | None:
-        """The sum [H,D] of all slots' parts, if they were wanted."""
-        return None if parts is None else narrowed(launch.add_up(parts)[0], dtype)
+        return weight.new_empty((*sizes, self.width)), weight.new_empty((*sizes, scalars))
 
     def combine(self, kernel: Any, *args: Any, **constants: Any) -> None:
         """Start `kernel` for every batch element and head, to join its chunks."""
@@ -201,31 +233,18 @@ class Plan:
 
     def start(self, kernel: Any, *args: Any, **constants: Any) -> None:
         """Start `kernel` for every slot and group of heads."""
-        launch.start(
-            kernel, (self.slots * self.groups,), *args, warps=self.warps, GROUPS=self.groups, **constants, **self.constants
-        )
+        programs = self.slots * self.groups
+        launch.start(kernel, (programs,), *args, warps=self.warps, GROUPS=self.groups, **constants, **self.constants)
 
-    def start_to_tokens(self, kernel: Any, *args: Any, result: Tensor | None, weight_parts: Tensor | None) -> None:
-        """Start `kernel` where all groups of heads meet in each token of `result`, and none in `weight_parts`."""
-        if self.groups == 1:
-            launches = [(result, weight_parts, 1)]
-        else:
-            launches = [(result, None, self.groups)] * (result is not None) + [(None, weight_parts, 1)] * (
-                weight_parts is not None
-            )
-        for tokens, parts, looped in launches:
-            groups = self.groups // looped
-            launch.start(
-                kernel,
-                (self.slots * groups,),
-                *args,
-                tokens,
-                parts,
-                warps=self.warps,
-                GROUPS=groups,
-                LOOPED=looped,
-                **self.constants,
-            )
+    def start_to_tokens(self, kernel: Any, *args: Any, result: Tensor | None, parts: Tensor | None, **constants: Any) -> None:
+        """Start `kernel`: all groups of heads meet in each token of `result` [B,N,D], none in `parts`."""
+        launches = [(result, parts, 1)] if self.groups == 1 else [(result, None, self.groups), (None, parts, 1)]
+        for tokens, sums, looped in launches:
+            if tokens is not None or sums is not None:
+                groups = {"GROUPS": self.groups // looped, "LOOPED": looped}
+                programs = self.slots * groups["GROUPS"]
+                results = tokens, *strides(tokens), sums
+                launch.start(kernel, (programs,), *args, *results, warps=self.warps, **groups, **constants, **self.constants)
 
 
 def operands(x: Tensor, weight: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:

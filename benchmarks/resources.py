@@ -39,6 +39,7 @@ TABLE = Path("docs/triton-resources.md")
 
 BATCH, TOKENS = 64, 1024
 CHANNELS = (64, 256, 1024, 2048)
+THOROUGH = 256
 DTYPES = (torch.bfloat16, torch.float32)
 TYPES = {
     torch.float32: "fp32",
@@ -148,11 +149,11 @@ def _cuobjdump(option: str, path: str) -> str:
 
 
 def every_launch(channels: Sequence[int] = CHANNELS, dtypes: Sequence[torch.dtype] = DTYPES) -> list[Launch]:
-    """What all ops would launch, in all orders, without and with a split of the tokens."""
+    """What all ops would launch, in all orders; for one width also with a mask, and with whole batch elements a program."""
     with recorded() as launches:
         for dtype in dtypes:
             for width in channels:
-                for batch in (BATCH, 2048):
+                for batch in (BATCH, 2048) if width == THOROUGH else (BATCH,):
                     for run in _ops(batch, width, dtype):
                         run()
     return launches
@@ -170,7 +171,7 @@ def _ops(batch: int, width: int, dtype: torch.dtype) -> Iterator[Callable[[], An
     pool = kernels("additive_pool")
     for per_head in (True, False):
         pooled = empty(batch, heads, width // heads if per_head else width, dtype=wide)
-        for hidden in (None, mask):
+        for hidden in (None, mask) if width == THOROUGH else (None,):
             saved = (x, weight, hidden, pooled, normaliser, 1.5, per_head)
             yield lambda hidden=hidden, per_head=per_head: pool.forward(x, weight, hidden, 1.5, per_head, False)
             yield lambda pooled=pooled, saved=saved: pool.backward([True] * 2, pooled, *saved)
@@ -184,6 +185,10 @@ def _ops(batch: int, width: int, dtype: torch.dtype) -> Iterator[Callable[[], An
     yield lambda: attention.forward(x, x, x, weight, None, 1.5, False)
     yield lambda: attention.backward([True] * 4, x, *saved, 1.5)
     yield lambda: attention.double_backward([True] * 5, x, x, x, weight, x, *saved, pooled, 1.5)
+    project = kernels("gated_projection")
+    yield lambda: project.forward(x, channels, empty(2 * width, width), empty(2 * width), None, None)
+    if width <= 128:
+        yield lambda: project.forward(x, channels, empty(2 * width, width), empty(2 * width), empty(width, width), empty(width))
     norm, rows = kernels("modulated_layer_norm"), empty(batch, TOKENS, dtype=wide)
     yield lambda: norm.forward(x, channels, channels, 1e-6)
     yield lambda: norm.backward([True] * 3, x, x, channels, rows, rows)

@@ -67,9 +67,6 @@ def _gather_kernel(
             xt = load_tokens(x, b, n, live, batch_stride, token_stride, D, BD, VEC, ALIGN, ACC)
             alpha = attention(xt, w, live, shift, factor, scale)  # [BH, RUN, LANES]
             v = project(xt, g, own, PER_HEAD) - t
-            at, inside = token_scalars_at(b, n, there, N, group, H, BH)
-            tl.store(scalars + at, alpha, mask=inside)
-            tl.store(scalars + at + H, v, mask=inside)
             products = tl.zeros([BH, RUN, LANES, BD], ACC)
             z = tl.zeros([BH, RUN, LANES], ACC)
             if cot_weight is not None:
@@ -78,16 +75,20 @@ def _gather_kernel(
                 cot = load_tokens(cot_x, b, n, live, cot_batch_stride, cot_token_stride, D, BD, VEC, ALIGN, ACC)
                 products += cot * w
                 z += project(cot, g, own, PER_HEAD)
-                pooled_sum += tl.sum(weights_at(alpha, own, PER_HEAD) * cot, axis=1, keep_dims=True)
                 if weight_parts is not None:
                     e = scale * alpha * v
                     weight_sum += tl.sum(e[:, :, :, None] * cot, axis=1, keep_dims=True)
             a = scale * tl.sum(products, axis=3)
             z += v * a
             pooled_sum += tl.sum(weights_at(alpha * a, own, PER_HEAD) * xt, axis=1, keep_dims=True)
+            if cot_x is not None:
+                pooled_sum += tl.sum(weights_at(alpha, own, PER_HEAD) * cot, axis=1, keep_dims=True)
             a_sum += tl.sum(alpha * a, axis=1, keep_dims=True)
             v_sum += tl.sum(alpha * v, axis=1, keep_dims=True)
             z_sum += tl.sum(alpha * z, axis=1, keep_dims=True)
+            at, inside = token_scalars_at(b, n, there, N, group, H, BH)
+            tl.store(scalars + at, alpha, mask=inside)
+            tl.store(scalars + at + H, v, mask=inside)
             tl.store(scalars + at + 2 * H, a, mask=inside)
             tl.store(scalars + at + 3 * H, z, mask=inside)
         a_mean, v_mean = tl.sum(a_sum, axis=2, keep_dims=True), tl.sum(v_sum, axis=2, keep_dims=True)  # [BH, 1, 1]

@@ -170,8 +170,8 @@ _BUDGETS = {
     (BACKWARD, False): (32, 2),
     (GATHER, True): (32, 1),
     (GATHER, False): (16, 1),
-    (SCATTER, True): (32, 1),
-    (SCATTER, False): (32, 1),
+    (SCATTER, True): (16, 1),
+    (SCATTER, False): (16, 1),
 }
 
 # A sum runs over so many tiles at most, which bounds its rounding error; further tokens are other programs'.

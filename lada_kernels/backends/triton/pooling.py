@@ -164,8 +164,8 @@ FORWARD, BACKWARD, GATHER, SCATTER = range(4)  # the passes, each with its own t
 
 # (places [head, channel] of a thread, RUN) of each pass and per_head that ptxas finds registers for.
 _BUDGETS = {
-    (FORWARD, True): (64, 2),
-    (FORWARD, False): (32, 2),
+    (FORWARD, True): (64, 1),
+    (FORWARD, False): (32, 1),
     (BACKWARD, True): (32, 2),
     (BACKWARD, False): (32, 2),
     (GATHER, True): (32, 1),
@@ -187,6 +187,7 @@ def _tile(channels: int, heads: int, itemsize: int, per_head: bool, order: int) 
     warps = 4 if block_heads * block_channels <= 4 * 32 * places else 8
     each = max(1, min(16 // itemsize, places // block_heads))  # channels of a token for a thread, one access wide
     lanes = min(64, max(1, warps * 32 * each // block_channels))
+    run = run if lanes > 1 else 1
     return warps, {"BH": block_heads, "BD": block_channels, "RUN": run, "LANES": lanes, "VEC": min(each, 16 // itemsize)}
 
 

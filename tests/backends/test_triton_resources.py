@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 triton = pytest.importorskip("triton", reason="triton is not installed")
+pytestmark = pytest.mark.xdist_group("resources")  # compiled once
 ROOT = Path(__file__).parents[2]
 TABLE = ROOT / "docs/triton-resources.md"
 

@@ -43,7 +43,7 @@ demo: $(BUILT)
 
 # Threads that wait asleep: on a busy machine, spinning ones slow the many small tests down tenfold and more.
 test: lint $(BUILT)
-	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -q -n auto --dist loadgroup $(PYTEST_ARGS)
+	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -q -n auto $(PYTEST_ARGS)
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

@@ -102,7 +102,7 @@ template <class Arguments> void launch(Status (*kernel)(const Arguments&), const
 
 py::dict build_info() {
   py::dict info;
-  #ifdef __clang__
+#ifdef __clang__
   info["compiler"] = "clang " __VERSION__;
 #else
   info["compiler"] = "g++ " __VERSION__;

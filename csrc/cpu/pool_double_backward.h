@@ -1,8 +1,9 @@
 // The double backward of additive pooling, stage by stage; lada_kernels/reference/additive_pool.py derives it.
 //
 // It reads x and its cotangent X once for every per-token scalar and for the sums that need nothing else; the means ā and m
-// over all tokens are known only then. The last stage reads x again, from cache where a batch element fits, because that is cheaper here than
-// the three further D-wide sums per head that would make it unnecessary: arithmetic, not memory, bounds this order on a CPU.
+// over all tokens are known only then. The last stage reads x again, from cache where a batch element fits, because that is
+// cheaper here than the three further D-wide sums per head that would make it unnecessary: arithmetic, not memory, bounds this
+// order on a CPU.
 #pragma once
 
 #include "pool.h"

@@ -12,8 +12,6 @@ _WARPS = 4
 # What a thread reads of every tensor at a time: enough loads under way, and few enough registers for many threads.
 _BYTES = {"forward": 32, "backward": 16, "double_backward": 16}
 
-_PROGRAMS = 32  # for a processor: as many as it holds at once, twice over, so that none waits long for the last
-
 
 def forward(g: Tensor, k: Tensor, v: Tensor | None) -> Tensor:
     """As `lada_kernels.reference.gated_product.forward`."""
@@ -51,7 +49,7 @@ def backward(
     grad, g, (k, v) = readable(grad), g.contiguous(), readable_halves(k, v)
     batch, tokens, channels = k.shape
     block, width, tiles = _tile(k, "backward")
-    chunks, size = launch.split(batch * tiles, tokens, block, k.device, _PROGRAMS)
+    chunks, size = launch.split(batch * tiles, tokens, block, k.device, launch.MANY)
     parts = launch.parts((batch, chunks, channels), g.dtype, k) if needs[0] else None
     launch.start(
         _backward_kernel,
@@ -99,7 +97,7 @@ def double_backward(
     out_grad = dense_like(grad, needs[0])
     batch, tokens, channels = k.shape
     block, width, tiles = _tile(k, "double_backward")
-    chunks, size = launch.split(batch * tiles, tokens, block, k.device, _PROGRAMS)
+    chunks, size = launch.split(batch * tiles, tokens, block, k.device, launch.MANY)
     parts = launch.parts((batch, chunks, channels), g.dtype, k) if needs[1] else None
     launch.start(
         _double_backward_kernel,

@@ -16,6 +16,8 @@ from ...reference.precision import accumulate_dtype
 # The type that sums are kept in, for every storage type.
 DTYPES = {torch.float32: tl.float32, torch.bfloat16: tl.float32, torch.float16: tl.float32, torch.float64: tl.float64}
 
+MANY = 32  # programs for a processor: as many as it holds at once, twice over, so that none waits long for the last
+
 
 @triton.jit
 def _add_up(parts, total, slots, size, SLOTS: tl.constexpr, BLOCK: tl.constexpr):

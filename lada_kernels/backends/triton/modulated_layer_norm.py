@@ -14,7 +14,6 @@ from ..arguments import dense_like, readable, readable_or_none
 from . import launch
 from .tokens import alignment, rows, strides
 
-_PROGRAMS = 32  # for a processor: as many as it holds at once, twice over, so that none waits long for the last
 # What a thread holds of every tensor: enough loads under way, and few enough registers for many threads.
 _ELEMENTS = {"forward": 16, "backward": 8, "double_backward": 8}
 
@@ -27,7 +26,7 @@ def forward(x: Tensor, gamma: Tensor, beta: Tensor, eps: float) -> tuple[Tensor,
     rstd = dense_like(mean)
     batch, tokens, channels = x.shape
     warps, tile = _tile(x, "forward")
-    chunks, size = launch.split(batch, tokens, tile["BN"], x.device, _PROGRAMS)
+    chunks, size = launch.split(batch, tokens, tile["BN"], x.device, launch.MANY)
     launch.start(
         _forward_kernel,
         (batch * chunks,),
@@ -59,7 +58,7 @@ def backward(
     grad_x = dense_like(x, needs[0])
     batch, tokens, channels = x.shape
     warps, tile = _tile(x, "backward")
-    chunks, size = launch.split(batch, tokens, tile["BN"], x.device, _PROGRAMS)
+    chunks, size = launch.split(batch, tokens, tile["BN"], x.device, launch.MANY)
     gamma_parts, beta_parts = (
         launch.parts((batch, chunks, channels), gamma.dtype, x) if needed else None for needed in needs[1:]
     )
@@ -105,7 +104,7 @@ def double_backward(
     out_grad, out_x = dense_like(grad, needs[0]), dense_like(x, needs[1])
     batch, tokens, channels = x.shape
     warps, tile = _tile(x, "double_backward")
-    chunks, size = launch.split(batch, tokens, tile["BN"], x.device, _PROGRAMS)
+    chunks, size = launch.split(batch, tokens, tile["BN"], x.device, launch.MANY)
     parts = launch.parts((batch, chunks, channels), gamma.dtype, x) if needs[2] else None
     launch.start(
         _double_backward_kernel,

@@ -3,6 +3,7 @@
 // Letters: B batch, N tokens, D channels, H heads, E pooled channels per head (D/H per head, else D).
 // T is the storage type named by `dtype`; A, the accumulation type, is double for F64 and float for the rest.
 // Every [B,N,D] tensor has a dense last dimension; strides count elements. All other tensors are dense.
+// Data lies where the kernel runs: on the CPU, or on the GPU that a Queue names.
 #pragma once
 
 #include <cstdint>
@@ -21,7 +22,7 @@ struct Tokens {  // T [B,N,D]; an input may be absent (zero), an output unwanted
 struct Shape {
   int64_t batch, tokens, channels, heads;
   DType dtype;
-  int32_t threads;  // at most this many
+  int32_t threads;  // at most this many CPU threads
 };
 
 struct Pool {  // what every order of additive pooling reads
@@ -59,6 +60,14 @@ struct PoolDoubleBackward {
   void* out_weight;        // A [H,D] or null
 };
 
+struct PoolStages {  // the double backward in two halves, between which others may work; CUDA's alone
+  PoolDoubleBackward problem;
+  const void* extra;  // A [B,H,E] or null: a gradient of the pooled vectors, whose backward the second half adds
+  void* scalars;      // A [B,N,4,H], per token α, u, a, z; between the halves
+  void* means;        // A [B,H,2], ā and m; between the halves
+  void* weight_sum;   // A [H,D] or null: the first half's share of out_weight
+};
+
 struct GateForward {
   Shape shape;
   const void* gate;  // A [B,D]
@@ -70,7 +79,7 @@ struct GateBackward {
   Shape shape;
   const void* gate;  // A [B,D]
   Tokens grad, k, v;
-  void* grad_gate;   // A [B,D]
+  void* grad_gate;   // A [B,D] or null
   Tokens grad_k, grad_v;
 };
 
@@ -80,7 +89,7 @@ struct GateDoubleBackward {
   Tokens grad, k, v;
   const void* cot_gate;  // A [B,D] or null
   Tokens cot_k, cot_v;   // may be absent
-  void* out_gate;        // A [B,D]
+  void* out_gate;        // A [B,D] or null
   Tokens out_grad, out_k, out_v;
 };
 
@@ -127,7 +136,7 @@ struct NormBackward {
   const void* gamma;         // A [B,D]
   const void *mean, *rstd;   // A [B,N]
   Tokens grad_x;
-  void *grad_gamma, *grad_beta;  // A [B,D]
+  void *grad_gamma, *grad_beta;  // A [B,D] or null
 };
 
 struct NormDoubleBackward {
@@ -138,7 +147,7 @@ struct NormDoubleBackward {
   Tokens cot_x;                            // may be absent
   const void *cot_gamma, *cot_beta;        // A [B,D] or null
   Tokens out_grad, out_x;
-  void* out_gamma;  // A [B,D]
+  void* out_gamma;  // A [B,D] or null
 };
 
 // Every kernel, once per instruction set (baseline, avx2, avx512): the same list for all.
@@ -160,6 +169,38 @@ struct NormDoubleBackward {
 namespace baseline { LADA_FOR_EACH_KERNEL(LADA_DECLARE) }
 namespace avx2 { LADA_FOR_EACH_KERNEL(LADA_DECLARE) }
 namespace avx512 { LADA_FOR_EACH_KERNEL(LADA_DECLARE) }
+#undef LADA_DECLARE
+
+// ---- on a GPU; F64 is the CPU's alone ----
+
+struct Queue {  // where a kernel is started, and the memory that it is lent until the stream has passed it
+  int32_t device;
+  void* stream;
+  void* workspace;
+  int64_t workspace_bytes;
+};
+
+struct Outcome {
+  int64_t wanted = 0;           // nothing was started: call again with this many bytes of workspace
+  const char* error = nullptr;  // what the CUDA runtime said
+};
+
+#define LADA_FOR_EACH_CUDA_KERNEL(APPLY)                         \
+  APPLY(additive_pool_forward, PoolForward)                      \
+  APPLY(additive_pool_backward, PoolBackward)                    \
+  APPLY(additive_pool_gather, PoolStages)                        \
+  APPLY(additive_pool_scatter, PoolStages)                       \
+  APPLY(additive_pool_double_backward, PoolDoubleBackward)       \
+  APPLY(gated_product_forward, GateForward)                      \
+  APPLY(gated_product_backward, GateBackward)                    \
+  APPLY(gated_product_double_backward, GateDoubleBackward)       \
+  APPLY(additive_attention_forward, AttentionForward)            \
+  APPLY(modulated_layer_norm_forward, NormForward)               \
+  APPLY(modulated_layer_norm_backward, NormBackward)             \
+  APPLY(modulated_layer_norm_double_backward, NormDoubleBackward)
+
+#define LADA_DECLARE(name, Arguments) Outcome name(const Arguments&, const Queue&);
+namespace cuda { LADA_FOR_EACH_CUDA_KERNEL(LADA_DECLARE) }
 #undef LADA_DECLARE
 
 }  // namespace lada

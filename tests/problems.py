@@ -13,7 +13,8 @@ import lada_kernels
 from lada_kernels import backends
 
 # The device on which each backend is tested. A backend that is missing here fails tests/backends.
-DEVICES = {"reference": "cpu", "cpu": "cpu", "triton": "cuda" if torch.cuda.is_available() else "cpu"}
+_GPU = "cuda" if torch.cuda.is_available() else "cpu"  # without one, Triton's kernels are interpreted and CUDA's emulated
+DEVICES = {"reference": "cpu", "cpu": "cpu", "cuda": _GPU, "triton": _GPU}
 
 
 def _target(name: str) -> Any:

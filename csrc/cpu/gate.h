@@ -101,7 +101,7 @@ template <class T> class GateBackwardStages {
   auto combine() {
     return per_batch([this](int64_t b) {
       const int64_t D = args_.shape.channels;
-      std::memcpy(static_cast<A*>(args_.grad_gate) + b * D, sums_.total(b), D * sizeof(A));
+      if (args_.grad_gate) std::memcpy(static_cast<A*>(args_.grad_gate) + b * D, sums_.total(b), D * sizeof(A));
     });
   }
 
@@ -147,7 +147,7 @@ template <class T> class GateDoubleBackwardStages {
   auto combine() {
     return per_batch([this](int64_t b) {
       const int64_t D = args_.shape.channels;
-      std::memcpy(static_cast<A*>(args_.out_gate) + b * D, sums_.total(b), D * sizeof(A));
+      if (args_.out_gate) std::memcpy(static_cast<A*>(args_.out_gate) + b * D, sums_.total(b), D * sizeof(A));
     });
   }
 

@@ -82,8 +82,8 @@ template <class T> void backward(const NormBackward& args) {
       }),
       per_batch([&](int64_t b) {
         const A* total = sums.total(b);
-        std::memcpy(static_cast<A*>(args.grad_gamma) + b * D, total, D * sizeof(A));
-        std::memcpy(static_cast<A*>(args.grad_beta) + b * D, total + D, D * sizeof(A));
+        if (args.grad_gamma) std::memcpy(static_cast<A*>(args.grad_gamma) + b * D, total, D * sizeof(A));
+        if (args.grad_beta) std::memcpy(static_cast<A*>(args.grad_beta) + b * D, total + D, D * sizeof(A));
       }));
 }
 
@@ -137,7 +137,9 @@ template <class T> void double_backward(const NormDoubleBackward& args) {
           }
         });
       }),
-      per_batch([&](int64_t b) { std::memcpy(static_cast<A*>(args.out_gamma) + b * D, sums.total(b), D * sizeof(A)); }));
+      per_batch([&](int64_t b) {
+        if (args.out_gamma) std::memcpy(static_cast<A*>(args.out_gamma) + b * D, sums.total(b), D * sizeof(A));
+      }));
 }
 
 }  // namespace

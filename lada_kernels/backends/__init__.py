@@ -1,6 +1,6 @@
 """Who computes: the choice of a backend, its refusal, and the explanation of both.
 
-A backend is a module of this package with `unavailable() -> reason | None`, `refuses(op, device, dtype) -> reason | None`
+A backend is a module of this package with `unavailable() -> reason | None`, `refuses(op, kind) -> reason | None`
 and `kernels(op)`, which returns the op's three entry points, or its forward alone for `gated_projection`, whose
 gradients are taken by other ops:
 
@@ -20,12 +20,17 @@ from typing import Any
 
 import torch
 
-from . import cpu, reference, triton
+from . import cpu, cuda, reference, triton
+from .arguments import Kind
 
 OPS = ("additive_pool", "gated_product", "additive_attention", "modulated_layer_norm", "gated_projection")
 
-# In order of preference; the reference runs anything and comes last.
-_BACKENDS: dict[str, types.ModuleType] = {"cpu": cpu, "triton": triton, "reference": reference}
+_BACKENDS: dict[str, types.ModuleType] = {"cpu": cpu, "cuda": cuda, "triton": triton, "reference": reference}
+
+# In order of preference; the reference runs anything and comes last. CUDA comes before Triton because it compiles nothing
+# when it runs: the two have not been measured against each other.
+_ORDER = ("cpu", "cuda", "triton", "reference")
+_ORDERS = {"gated_projection": ("cpu", "triton", "cuda", "reference")}  # only Triton's never writes k and v
 
 
 class BackendError(RuntimeError):
@@ -59,7 +64,7 @@ def explain(op: str, *tensors: torch.Tensor) -> Explanation:
 
     Args:
         op: one of "additive_pool", "gated_product", "additive_attention", "modulated_layer_norm", "gated_projection".
-        tensors: the op's tensor arguments; the first decides device and dtype.
+        tensors: the op's tensor arguments; the first decides device, dtype and channels.
 
     Raises:
         ValueError: op is unknown, or no tensor was given.
@@ -69,13 +74,12 @@ def explain(op: str, *tensors: torch.Tensor) -> Explanation:
         raise ValueError(f"op: got {op!r}, expected one of {', '.join(OPS)}")
     if not tensors:
         raise ValueError("tensors: got none, expected the op's tensor arguments")
-    device, dtype = tensors[0].device.type, tensors[0].dtype
-    chosen = _choose(op, device, dtype, _requested)
+    kind = Kind.of(tensors[0])
+    chosen = _choose(op, kind, _requested)
     reasons = {}
     for name in _BACKENDS:
         if name != chosen:
-            asked = "another backend was asked for" if _requested else f"{chosen} comes first"
-            reasons[name] = _reason(name, op, device, dtype) or asked
+            reasons[name] = _reason(name, op, kind) or _outranked(name, chosen, op)
     return Explanation(op, chosen, reasons)
 
 
@@ -99,36 +103,45 @@ def use_backend(name: str) -> Iterator[None]:
         _requested = before
 
 
-def chosen(op: str, device: str, dtype: torch.dtype) -> str:
-    """The name of the backend that computes `op` on this type of device in this dtype."""
-    return _choose(op, device, dtype, _requested)
+def chosen(op: str, tensor: torch.Tensor) -> str:
+    """The name of the backend that computes `op` for tensors like this one."""
+    return _choose(op, Kind.of(tensor), _requested)
 
 
 def kernels(op: str, tensor: torch.Tensor) -> Any:
-    """The three entry points that compute `op` for tensors on this tensor's device and of its dtype."""
-    return _kernels(op, tensor.device.type, tensor.dtype, _requested)
+    """The three entry points that compute `op` for tensors on this tensor's device, of its dtype and channels."""
+    return _kernels(op, tensor.device.type, tensor.dtype, tensor.size(-1), _requested)
 
 
 @functools.cache
-def _kernels(op: str, device: str, dtype: torch.dtype, requested: str | None) -> Any:
-    chosen = _choose(op, device, dtype, requested)
+def _kernels(op: str, device: str, dtype: torch.dtype, channels: int, requested: str | None) -> Any:
+    kind = Kind(device, dtype, channels)
+    chosen = _choose(op, kind, requested)
     if chosen == "reference" and not requested:
-        reasons = "; ".join(f"{name}: {_reason(name, op, device, dtype)}" for name in _BACKENDS if name != chosen)
+        reasons = "; ".join(f"{name}: {_reason(name, op, kind)}" for name in _BACKENDS if name != chosen)
         warnings.warn(f"{op} runs on the reference, without a fused kernel ({reasons})", FallbackWarning, stacklevel=3)
     return _BACKENDS[chosen].kernels(op)
 
 
-def _choose(op: str, device: str, dtype: torch.dtype, requested: str | None) -> str:
+def _choose(op: str, kind: Kind, requested: str | None) -> str:
     if requested:
-        reason = _reason(requested, op, device, dtype)
+        reason = _reason(requested, op, kind)
         if reason:
             raise BackendError(f"backend {requested!r} cannot run {op}: {reason}")
         return requested
-    return next(name for name in _BACKENDS if _reason(name, op, device, dtype) is None)
+    return next(name for name in _ORDERS.get(op, _ORDER) if _reason(name, op, kind) is None)
 
 
-def _reason(name: str, op: str, device: str, dtype: torch.dtype) -> str | None:
-    return _BACKENDS[name].unavailable() or _BACKENDS[name].refuses(op, device, dtype)
+def _reason(name: str, op: str, kind: Kind) -> str | None:
+    return _BACKENDS[name].unavailable() or _BACKENDS[name].refuses(op, kind)
+
+
+def _outranked(name: str, chosen: str, op: str) -> str:
+    if _requested:
+        return "another backend was asked for"
+    if {name, chosen} == {"cuda", "triton"} and op not in _ORDERS:
+        return f"{chosen} comes first, as it compiles nothing when it runs; the two have not been measured against each other"
+    return f"{chosen} comes first"
 
 
 def _check_name(argument: str, name: str) -> None:

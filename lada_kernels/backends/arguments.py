@@ -1,9 +1,24 @@
 """Tensors as fused kernels want them: what they read in place, and fresh results to write to."""
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
 from ..reference.precision import accumulate_dtype
+
+
+class Kind(NamedTuple):
+    """What the choice of a backend looks at in a tensor."""
+
+    device: str  # its type
+    dtype: torch.dtype
+    channels: int
+
+    @classmethod
+    def of(cls, x: Tensor) -> "Kind":
+        """That of x, whose last dimension are its channels."""
+        return cls(x.device.type, x.dtype, x.shape[-1])
 
 
 def readable(x: Tensor) -> Tensor:

@@ -3,11 +3,11 @@
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from .. import reference
 from ..reference.precision import as_given
+from .arguments import Kind
 
 
 def unavailable() -> str | None:
@@ -15,7 +15,7 @@ def unavailable() -> str | None:
     return None
 
 
-def refuses(op: str, device: str, dtype: torch.dtype) -> str | None:
+def refuses(op: str, kind: Kind) -> str | None:
     """None: every op, device and floating-point dtype is taken."""
     return None
 

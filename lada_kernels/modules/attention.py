@@ -126,4 +126,4 @@ def _gain_without_gradients(x: Tensor, *others: Tensor) -> bool:
     """Whether no gradient is needed and Triton computes; compiled code, which cannot ask who does, takes it that way."""
     if torch.is_grad_enabled() and any(t.requires_grad for t in (x, *others)):
         return False
-    return torch.compiler.is_compiling() or chosen("gated_projection", x.device.type, x.dtype) == "triton"
+    return torch.compiler.is_compiling() or chosen("gated_projection", x) == "triton"

@@ -36,7 +36,7 @@ def refuse(monkeypatch, reason="it is on strike"):
     """Make every backend but the reference refuse."""
     for name, backend in backends._BACKENDS.items():
         if name != "reference":
-            monkeypatch.setattr(backend, "refuses", lambda op, device, dtype: reason)
+            monkeypatch.setattr(backend, "refuses", lambda op, kind: reason)
 
 
 def test_every_backend_is_tested():
@@ -121,7 +121,7 @@ def test_use_backend_reaches_other_threads():
 
 
 def test_unknown_name():
-    with pytest.raises(ValueError, match=r"name: got 'gpu', expected one of cpu, triton, reference"), use_backend("gpu"):
+    with pytest.raises(ValueError, match=r"name: got 'gpu', expected one of cpu, cuda, triton, reference"), use_backend("gpu"):
         pass
 
 
@@ -208,7 +208,7 @@ def test_environment_variable(name):
 def test_unknown_environment_variable():
     done = python(SAY, LADA_BACKEND="gpu")
     assert done.returncode != 0
-    assert "environment variable LADA_BACKEND: got 'gpu', expected one of cpu, triton, reference" in done.stderr
+    assert "environment variable LADA_BACKEND: got 'gpu', expected one of cpu, cuda, triton, reference" in done.stderr
 
 
 def test_what_the_package_offers():

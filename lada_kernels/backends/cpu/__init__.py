@@ -1,12 +1,13 @@
 """Fused C++ kernels for the CPU: OpenMP, and AVX-512, AVX2 or baseline instructions chosen when they run."""
 
-import importlib
 from typing import Any
 
-import torch
+from torch import Tensor
 
-from ...native import why_not_built
-from .arguments import DTYPES
+from ...native import native, why_not_built
+from ..arguments import Kind
+from ..compiled.addresses import DTYPES
+from ..compiled.runner import entry_points
 
 
 def unavailable() -> str | None:
@@ -14,15 +15,20 @@ def unavailable() -> str | None:
     return why_not_built()
 
 
-def refuses(op: str, device: str, dtype: torch.dtype) -> str | None:
+def refuses(op: str, kind: Kind) -> str | None:
     """None for CPU tensors of a supported dtype, else the reason."""
-    if device != "cpu":
-        return f"it computes on CPU tensors, these are on {device}"
-    if dtype not in DTYPES:
-        return f"it computes in float32, bfloat16, float16 and float64, not {dtype}"
+    if kind.device != "cpu":
+        return f"it computes on CPU tensors, these are on {kind.device}"
+    if kind.dtype not in DTYPES:
+        return f"it computes in float32, bfloat16, float16 and float64, not {kind.dtype}"
     return None
 
 
 def kernels(op: str) -> Any:
-    """The op's entry points: the module of its name in this package."""
-    return importlib.import_module(f".{op}", __name__)
+    """The op's entry points."""
+    return entry_points(op, run, __name__) if op == "additive_attention" else entry_points(op, run)
+
+
+def run(kernel: str, x: Tensor, *args: Any) -> None:
+    """Run a kernel of csrc/cpu."""
+    getattr(native, kernel)(*args)

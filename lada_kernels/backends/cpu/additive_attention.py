@@ -2,15 +2,15 @@
 
 from torch import Tensor
 
-from ...native import native
 from ...reference.precision import accumulate_dtype
 from ..arguments import dense_like, narrowed, readable, readable_or_none, wide, wide_like
-from .additive_pool import operands, pool
-from .arguments import address, shape, tokens
+from ..compiled.additive_pool import operands, pool
+from ..compiled.addresses import address, shape, tokens
+from ..compiled.runner import Run
 
 
 def forward(
-    q: Tensor, k: Tensor, v: Tensor, weight: Tensor, mask: Tensor | None, scale: float, return_weights: bool
+    run: Run, q: Tensor, k: Tensor, v: Tensor, weight: Tensor, mask: Tensor | None, scale: float, return_weights: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
     """As `lada_kernels.reference.additive_attention.forward`."""
     q, weight, mask = operands(q, weight, mask)
@@ -20,7 +20,9 @@ def forward(
     pooled = q.new_empty((batch, heads, channels // heads), dtype=dtype)
     normaliser = q.new_empty((batch, heads, 2), dtype=dtype)
     alpha = q.new_empty((batch, heads, count), dtype=dtype) if return_weights else None
-    native.additive_attention_forward(
+    run(
+        "additive_attention_forward",
+        q,
         shape(q, heads),
         pool(q, weight, mask, pooled, normaliser, scale, True),
         address(alpha),
@@ -32,6 +34,7 @@ def forward(
 
 
 def backward(
+    run: Run,
     needs: list[bool],
     grad: Tensor,
     q: Tensor,
@@ -49,7 +52,9 @@ def backward(
     grad, k, v = readable(grad), readable(k), readable(v)
     grad_q, grad_k, grad_v = dense_like(q, needs[0]), dense_like(k, needs[1]), dense_like(v, needs[2])
     grad_weight, grad_pooled = wide_like(weight, q, needs[3]), dense_like(pooled)
-    native.additive_attention_backward(
+    run(
+        "additive_attention_backward",
+        q,
         shape(q, weight.shape[0]),
         pool(q, weight, mask, pooled, normaliser, scale, True),
         tokens(grad),
@@ -65,6 +70,7 @@ def backward(
 
 
 def double_backward(
+    run: Run,
     needs: list[bool],
     cot_q: Tensor | None,
     cot_k: Tensor | None,
@@ -90,7 +96,9 @@ def double_backward(
     out_grad, out_q = dense_like(grad, needs[0]), dense_like(q, needs[1])
     out_k, out_v = dense_like(k, needs[2]), dense_like(v, needs[3])
     out_weight = wide_like(weight, q, needs[4])
-    native.additive_attention_double_backward(
+    run(
+        "additive_attention_double_backward",
+        q,
         shape(q, weight.shape[0]),
         pool(q, weight, mask, pooled, normaliser, scale, True),
         tokens(grad),

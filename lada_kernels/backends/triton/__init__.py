@@ -4,7 +4,7 @@ import functools
 import importlib
 from typing import Any
 
-import torch
+from ..arguments import Kind
 
 
 @functools.cache
@@ -17,14 +17,14 @@ def unavailable() -> str | None:
     return launch.why_no_device()
 
 
-def refuses(op: str, device: str, dtype: torch.dtype) -> str | None:
+def refuses(op: str, kind: Kind) -> str | None:
     """None for tensors on Triton's device in a supported dtype, else the reason."""
     from . import launch
 
-    if device != launch.device_type():
-        return f"it computes on {launch.device_type()} tensors, these are on {device}"
-    if dtype not in launch.DTYPES:
-        return f"it computes in float32, bfloat16, float16 and float64, not {dtype}"
+    if kind.device != launch.device_type():
+        return f"it computes on {launch.device_type()} tensors, these are on {kind.device}"
+    if kind.dtype not in launch.DTYPES:
+        return f"it computes in float32, bfloat16, float16 and float64, not {kind.dtype}"
     return None
 
 

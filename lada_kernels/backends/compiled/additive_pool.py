@@ -1,15 +1,15 @@
-"""additive_pool by csrc/cpu/additive_pool.cpp."""
+"""additive_pool by csrc/cpu/additive_pool.cpp or csrc/cuda/additive_pool.cu."""
 
 from torch import Tensor
 
-from ...native import native
 from ...reference.precision import accumulate_dtype
 from ..arguments import dense_like, narrowed, readable, readable_or_none, wide, wide_like
-from .arguments import address, shape, tokens
+from .addresses import address, shape, tokens
+from .runner import Run
 
 
 def forward(
-    x: Tensor, weight: Tensor, mask: Tensor | None, scale: float, per_head: bool, return_weights: bool
+    run: Run, x: Tensor, weight: Tensor, mask: Tensor | None, scale: float, per_head: bool, return_weights: bool
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """As `lada_kernels.reference.additive_pool.forward`."""
     x, weight, mask = operands(x, weight, mask)
@@ -17,11 +17,12 @@ def forward(
     pooled = x.new_empty((batch, heads, channels // heads if per_head else channels), dtype=dtype)
     normaliser = x.new_empty((batch, heads, 2), dtype=dtype)
     alpha = x.new_empty((batch, heads, count), dtype=dtype) if return_weights else None
-    native.additive_pool_forward(shape(x, heads), pool(x, weight, mask, pooled, normaliser, scale, per_head), address(alpha))
+    run("additive_pool_forward", x, shape(x, heads), pool(x, weight, mask, pooled, normaliser, scale, per_head), address(alpha))
     return pooled, normaliser, alpha
 
 
 def backward(
+    run: Run,
     needs: list[bool],
     grad: Tensor,
     x: Tensor,
@@ -37,7 +38,9 @@ def backward(
     x, weight, mask = operands(x, weight, mask)
     grad = wide(grad, x)
     grad_x, grad_weight = dense_like(x, needs[0]), wide_like(weight, x, needs[1])
-    native.additive_pool_backward(
+    run(
+        "additive_pool_backward",
+        x,
         shape(x, weight.shape[0]),
         pool(x, weight, mask, pooled, normaliser, scale, per_head),
         address(grad),
@@ -48,6 +51,7 @@ def backward(
 
 
 def double_backward(
+    run: Run,
     needs: list[bool],
     cot_x: Tensor | None,
     cot_weight: Tensor | None,
@@ -65,7 +69,9 @@ def double_backward(
     x, weight, mask = operands(x, weight, mask)
     grad, cot_x, cot_weight = wide(grad, x), readable_or_none(cot_x), wide(cot_weight, x)
     out_grad, out_x, out_weight = wide_like(grad, x), dense_like(x, needs[1]), wide_like(weight, x, needs[2])
-    native.additive_pool_double_backward(
+    run(
+        "additive_pool_double_backward",
+        x,
         shape(x, weight.shape[0]),
         pool(x, weight, mask, pooled, normaliser, scale, per_head),
         address(grad),

@@ -1,33 +1,44 @@
-"""modulated_layer_norm by csrc/cpu/modulated_layer_norm.cpp."""
+"""modulated_layer_norm by csrc/cpu/modulated_layer_norm.cpp or csrc/cuda/modulated_layer_norm.cu."""
 
 from torch import Tensor
 
-from ...native import native
 from ...reference.precision import accumulate_dtype
 from ..arguments import dense_like, narrowed, readable, readable_or_none, wide, wide_like
-from .arguments import address, shape, tokens
+from .addresses import address, shape, tokens
+from .runner import Run
 
 
-def forward(x: Tensor, gamma: Tensor, beta: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+def forward(run: Run, x: Tensor, gamma: Tensor, beta: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
     """As `lada_kernels.reference.modulated_layer_norm.forward`."""
     x, gamma, beta = readable(x), wide(gamma, x), wide(beta, x)
     out = dense_like(x)
     mean = x.new_empty(x.shape[:2], dtype=accumulate_dtype(x.dtype))
     rstd = dense_like(mean)
-    native.modulated_layer_norm_forward(
-        shape(x), eps, tokens(x), address(gamma), address(beta), tokens(out), address(mean), address(rstd)
+    run(
+        "modulated_layer_norm_forward",
+        x,
+        shape(x),
+        eps,
+        tokens(x),
+        address(gamma),
+        address(beta),
+        tokens(out),
+        address(mean),
+        address(rstd),
     )
     return out, mean, rstd
 
 
 def backward(
-    needs: list[bool], grad: Tensor, x: Tensor, gamma: Tensor, mean: Tensor, rstd: Tensor
-) -> tuple[Tensor | None, Tensor, Tensor]:
+    run: Run, needs: list[bool], grad: Tensor, x: Tensor, gamma: Tensor, mean: Tensor, rstd: Tensor
+) -> tuple[Tensor | None, ...]:
     """As `lada_kernels.reference.modulated_layer_norm.backward`."""
     gamma_dtype = gamma.dtype
     grad, x, gamma = readable(grad), readable(x), wide(gamma, x)
-    grad_x, grad_gamma, grad_beta = dense_like(x, needs[0]), wide_like(gamma, x), wide_like(gamma, x)
-    native.modulated_layer_norm_backward(
+    grad_x, grad_gamma, grad_beta = dense_like(x, needs[0]), wide_like(gamma, x, needs[1]), wide_like(gamma, x, needs[2])
+    run(
+        "modulated_layer_norm_backward",
+        x,
         shape(x),
         tokens(grad),
         tokens(x),
@@ -42,6 +53,7 @@ def backward(
 
 
 def double_backward(
+    run: Run,
     needs: list[bool],
     cot_x: Tensor | None,
     cot_gamma: Tensor | None,
@@ -51,13 +63,15 @@ def double_backward(
     gamma: Tensor,
     mean: Tensor,
     rstd: Tensor,
-) -> tuple[Tensor | None, Tensor | None, Tensor]:
+) -> tuple[Tensor | None, ...]:
     """As `lada_kernels.reference.modulated_layer_norm.double_backward`."""
     gamma_dtype = gamma.dtype
     grad, x, gamma = readable(grad), readable(x), wide(gamma, x)
     cot_x, cot_gamma, cot_beta = readable_or_none(cot_x), wide(cot_gamma, x), wide(cot_beta, x)
-    out_grad, out_x, out_gamma = dense_like(grad, needs[0]), dense_like(x, needs[1]), wide_like(gamma, x)
-    native.modulated_layer_norm_double_backward(
+    out_grad, out_x, out_gamma = dense_like(grad, needs[0]), dense_like(x, needs[1]), wide_like(gamma, x, needs[2])
+    run(
+        "modulated_layer_norm_double_backward",
+        x,
         shape(x),
         tokens(grad),
         tokens(x),

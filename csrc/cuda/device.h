@@ -1,0 +1,126 @@
+// The GPU and its runtime: every call of the CUDA runtime and all PTX is in this file. Kernels get it by <device.h>, so that
+// tests/cuda_emulation/device.h, its twin on the CPU, can stand in for it.
+#pragma once
+
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+#include <cuda_runtime.h>
+
+#include <array>
+#include <mutex>
+
+#include "../lada.h"
+
+namespace lada {
+namespace cuda {
+
+// ---- on the host ----
+
+struct Device {
+  int processors;
+  int64_t shared;  // bytes of shared memory that a block can have
+  bool clusters;   // blocks can be started in clusters that reach into each other's shared memory
+};
+
+struct Grid {
+  int64_t blocks;
+  int threads;       // of a block
+  int64_t shared;    // bytes of a block
+  int cluster = 1;   // blocks of a cluster; divides `blocks`
+};
+
+inline const char* error_text(cudaError_t error) { return error == cudaSuccess ? nullptr : cudaGetErrorString(error); }
+
+inline const char* describe(int index, Device& device) {
+  int processors, shared, clusters;
+  cudaError_t error = cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, index);
+  if (error == cudaSuccess) error = cudaDeviceGetAttribute(&shared, cudaDevAttrMaxSharedMemoryPerBlockOptin, index);
+  if (error == cudaSuccess) error = cudaDeviceGetAttribute(&clusters, cudaDevAttrClusterLaunch, index);
+  if (error == cudaSuccess) device = {processors, shared, clusters != 0};
+  return error_text(error);
+}
+
+// body(device) with the queue's device as the current one.
+template <class Body> Outcome on_device(const Queue& queue, Body body) {
+  static std::mutex mutex;
+  static std::array<Device, 64> known{};
+  Device device;
+  {
+    const std::lock_guard<std::mutex> lock(mutex);
+    Device* kept = queue.device < int(known.size()) ? &known[queue.device] : nullptr;
+    if (kept && kept->processors) {
+      device = *kept;
+    } else {
+      if (const char* error = describe(queue.device, device)) return {0, error};
+      if (kept) *kept = device;
+    }
+  }
+  int before;
+  if (const char* error = error_text(cudaGetDevice(&before))) return {0, error};
+  if (before == queue.device) return body(device);
+  if (const char* error = error_text(cudaSetDevice(queue.device))) return {0, error};
+  const Outcome outcome = body(device);
+  const char* error = error_text(cudaSetDevice(before));
+  return outcome.error || !error ? outcome : Outcome{0, error};
+}
+
+// Start a kernel, which takes one struct; no blocks, no start.
+template <class Arguments>
+Outcome start(void (*kernel)(Arguments), const Arguments& arguments, const Grid& grid, const Queue& queue) {
+  if (grid.blocks == 0) return {};
+  constexpr int64_t kUnasked = 48 << 10;  // more shared memory has to be asked for
+  if (grid.shared > kUnasked) {
+    const auto most = cudaFuncAttributeMaxDynamicSharedMemorySize;
+    const cudaError_t error = cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel), most, int(grid.shared));
+    if (error != cudaSuccess) return {0, error_text(error)};
+  }
+  cudaLaunchAttribute attribute;
+  attribute.id = cudaLaunchAttributeClusterDimension;
+  attribute.val.clusterDim = {unsigned(grid.cluster), 1, 1};
+  cudaLaunchConfig_t config{};
+  config.gridDim = dim3(unsigned(grid.blocks));
+  config.blockDim = dim3(unsigned(grid.threads));
+  config.dynamicSmemBytes = size_t(grid.shared);
+  config.stream = static_cast<cudaStream_t>(queue.stream);
+  config.attrs = &attribute;
+  config.numAttrs = grid.cluster > 1;
+  return {0, error_text(cudaLaunchKernelEx(&config, kernel, arguments))};
+}
+
+// ---- on the device ----
+
+// The block's shared memory, all of it.
+__device__ inline float* shared_memory() {
+  extern __shared__ float4 memory[];
+  return reinterpret_cast<float*>(memory);
+}
+
+// Every thread of the cluster's blocks arrives; what they wrote, to global memory too, is seen by all after it.
+__device__ inline void cluster_barrier() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("barrier.cluster.arrive.release.aligned;\n\tbarrier.cluster.wait.acquire.aligned;" ::: "memory");
+#endif
+}
+
+// Where what lies at `mine` in this block's shared memory lies in that of the cluster's block `rank`.
+__device__ inline const float* shared_of(const float* mine, int rank) {
+#if __CUDA_ARCH__ >= 900
+  const float* address;
+  asm("mapa.u64 %0, %1, %2;" : "=l"(address) : "l"(mine), "r"(rank));
+  return address;
+#else
+  return mine;
+#endif
+}
+
+// 16 bytes that this kernel reads once, past the L1 cache.
+__device__ inline uint4 load_once(const void* address) {
+  uint4 value;
+  asm("ld.global.nc.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
+      : "=r"(value.x), "=r"(value.y), "=r"(value.z), "=r"(value.w)
+      : "l"(address));
+  return value;
+}
+
+}  // namespace cuda
+}  // namespace lada

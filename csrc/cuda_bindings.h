@@ -1,0 +1,10 @@
+#pragma once
+
+#include <pybind11/pybind11.h>
+
+namespace lada {
+
+// Define the CUDA kernels in a module: name(queue, ...) -> bytes of workspace to call again with, 0 once it was started.
+void bind_cuda(pybind11::module_& m);
+
+}  // namespace lada

@@ -1,0 +1,33 @@
+"""How the kernels of csrc/cuda are started: on which device and stream, and with which workspace."""
+
+import torch
+from torch import Tensor
+
+from ...native import native, why_not_built
+
+# Tests put the same kernels, compiled for the CPU, in the place of these three.
+kernels = getattr(native, "cuda", None)
+DEVICE = "cuda"
+
+
+def queue(x: Tensor) -> tuple[int, int]:
+    """x's device and torch's current stream there."""
+    return x.device.index, torch.cuda.current_stream(x.device).cuda_stream
+
+
+def start(kernel: str, x: Tensor, *args: object) -> None:
+    """Start a kernel on x's device; what it wants of workspace is held until it was started, and is the stream's until then."""
+    run, where = getattr(kernels, kernel), queue(x)
+    wanted = run((*where, 0, 0), *args)
+    if wanted:
+        workspace = torch.empty(wanted, dtype=torch.uint8, device=x.device)
+        run((*where, workspace.data_ptr(), wanted), *args)
+
+
+def why_no_device() -> str | None:
+    """None where kernels can be started."""
+    if kernels is None:
+        return why_not_built() or "the native module was built without CUDA: nvcc was not found, or LADA_CUDA_ARCHS was empty"
+    if DEVICE == "cuda" and not torch.cuda.is_available():
+        return "this torch was built without CUDA" if torch.version.cuda is None else "torch finds no CUDA device"
+    return None

@@ -8,11 +8,12 @@ import functools
 import hashlib
 import importlib.util
 import os
+import re
 import shutil
 import subprocess
 import sysconfig
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import ModuleType
@@ -26,7 +27,7 @@ NAME = "_cuda_emulated"
 KERNELS = tuple(sorted((CSRC / "cuda").glob("*.cu")))
 SOURCES = (*KERNELS, CSRC / "cuda_bindings.cpp")
 EMULATOR = (HERE / "emulator.cpp", HERE / "module.cpp")
-HEADERS = sorted(header for folder in (CSRC, CSRC / "cuda", HERE) for header in folder.glob("*.h"))
+FOLDERS = (HERE, CSRC, CSRC / "cuda")  # of headers, in this order: device.h is there twice
 
 # The kernels access memory as other types than its own, and no CPU may fuse what another rounds.
 FLAGS = ["-std=c++17", "-O2", "-fPIC", "-fvisibility=hidden", "-fno-strict-aliasing", "-ffp-contract=off"]
@@ -64,25 +65,42 @@ def load(sources: Sequence[Path] = SOURCES, *, sanitize: bool = False) -> Module
     `sanitize`: with AddressSanitizer and UBSan, for a process that has preloaded them (see `preload`).
     """
     path = module_path(sources, sanitize=sanitize)
-    spec = importlib.util.spec_from_file_location(NAME, path)
+    # pybind11 takes modules of one name for the same one.
+    spec = importlib.util.spec_from_file_location(f"{path.parent.name}.{NAME}", path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
 
 
+def stand_in(load: Callable[[], ModuleType] = load) -> None:
+    """Put emulated kernels, loaded when first used, in the place of the GPU's: the backend "cuda" computes on CPU tensors."""
+    from lada_kernels.backends.cuda import launch
+
+    launch.kernels = ModuleType(NAME)
+    launch.kernels.__getattr__ = lambda name: getattr(load(), name)
+    launch.DEVICE, launch.queue = "cpu", lambda x: (0, 0)
+
+
+def changed(kernel: Path) -> tuple[Path, ...]:
+    """SOURCES with this file in the place of the kernel of its name."""
+    assert kernel.name in {source.name for source in SOURCES}
+    return tuple(kernel if source.name == kernel.name else source for source in SOURCES)
+
+
 def module_path(sources: Sequence[Path] = SOURCES, *, sanitize: bool = False) -> Path:
     """The file that `load` imports."""
     flags = [*FLAGS, *SANITIZE * sanitize, *_includes()]
-    CACHE.mkdir(parents=True, exist_ok=True)
-    with open(CACHE / "lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # the other processes of a test run wait and find it built
-        with ThreadPoolExecutor(os.cpu_count()) as threads:
-            objects = list(threads.map(functools.partial(_compiled, flags=flags), (*sources, *EMULATOR)))
-        folder = CACHE / _digest([*flags, *(path.name for path in objects)])
-        target = folder / f"{NAME}{sysconfig.get_config_var('EXT_SUFFIX')}"
-        if not target.exists():
-            folder.mkdir(exist_ok=True)
-            _make(target, ["-shared", *SANITIZE * sanitize, *map(str, objects)])
+    sources = (*sources, *EMULATOR)
+    objects = [_object(source, flags) for source in sources]
+    target = CACHE / _digest([*flags, *map(str, objects)]) / f"{NAME}{sysconfig.get_config_var('EXT_SUFFIX')}"
+    if target.exists():
+        return target
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with open(CACHE / "lock", "w") as lock, ThreadPoolExecutor(os.cpu_count()) as threads:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # the other processes of a test run wait and find it made
+        compiling = [["-c", "-x", "c++", str(source), *flags] for source in sources]
+        list(threads.map(_make, objects, compiling))
+        _make(target, ["-shared", *SANITIZE * sanitize, *map(str, objects)])
     return target
 
 
@@ -97,35 +115,36 @@ def preload() -> dict[str, str]:
 def _includes() -> list[str]:
     import pybind11
 
-    ours = (HERE, CSRC, CSRC / "cuda")  # in this order: device.h is there twice
     theirs = (cuda_headers(), pybind11.get_include(), sysconfig.get_paths()["include"])
-    return [f"-I{path}" for path in ours] + [option for path in theirs for option in ("-isystem", str(path))]
+    return [f"-I{path}" for path in FOLDERS] + [option for path in theirs for option in ("-isystem", str(path))]
 
 
-def _compiled(source: Path, flags: Iterable[str]) -> Path:
-    parts = [_common(), *flags, source.read_bytes()]
-    target = CACHE / f"{source.stem}-{_digest(parts)}.o"
-    if not target.exists():
-        _make(target, [*flags, "-x", "c++", "-c", str(source)])
-    return target
+def _object(source: Path, flags: Iterable[str]) -> Path:
+    """Where its object is kept."""
+    texts = {}
+    _read(source, texts)
+    digest = _digest([_run([compiler(), "--version"]), *flags, *(text for _, text in sorted(texts.items()))])
+    return CACHE / f"{source.stem}-{digest}.o"
 
 
-@functools.cache
-def _common() -> str:
-    """What all objects are made of: headers and compiler."""
-    return _digest([_run([compiler(), "--version"]), *(header.read_bytes() for header in HEADERS)])
+def _read(file: Path, texts: dict[Path, str]) -> None:
+    """Add this file and what it includes of ours."""
+    texts[file] = file.read_text()
+    for bracket, name in re.findall(r'^#include ([<"])(.+)[>"]', texts[file], re.MULTILINE):
+        folders = FOLDERS if bracket == "<" else (file.parent, *FOLDERS)
+        found = next((folder / name for folder in folders if (folder / name).exists()), None)
+        if found and found not in texts:
+            _read(found, texts)
 
 
-def _digest(parts: Iterable[str | bytes]) -> str:
-    digest = hashlib.sha256()
-    for part in parts:
-        data = part.encode() if isinstance(part, str) else part
-        digest.update(len(data).to_bytes(8, "little") + data)
-    return digest.hexdigest()[:16]
+def _digest(parts: Iterable[str]) -> str:
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
 
 
 def _make(target: Path, arguments: Sequence[str]) -> None:
-    """Run the compiler; `target` appears when it is whole."""
+    """Run the compiler for a file that is not there yet, and appears when it is whole."""
+    if target.exists():
+        return
     with tempfile.TemporaryDirectory(dir=CACHE) as folder:
         whole = Path(folder) / target.name
         _run([compiler(), *arguments, "-o", str(whole)])

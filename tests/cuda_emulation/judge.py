@@ -1,0 +1,43 @@
+"""Judge ops on emulated CUDA kernels with sanitizers, in a process of its own: python -m cuda_emulation.judge OP...
+
+It wants the environment of `build.preload`. --kernel FILE: with that file in the place of the kernel of its name.
+"""
+
+import argparse
+import functools
+import itertools
+from pathlib import Path
+
+import problems
+import torch
+from cuda_emulation import build
+
+from lada_kernels import use_backend
+from lada_kernels.backends.cuda import launch
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+LAYOUTS = ("dense", "misaligned", "third")  # the two paths to memory, and rows with something between them
+SEEDS = range(3)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("ops", nargs="+", choices=[op.name for op in problems.OPS])
+    parser.add_argument("--kernel", type=Path)
+    arguments = parser.parse_args()
+    sources = build.changed(arguments.kernel) if arguments.kernel else build.SOURCES
+    build.stand_in(functools.partial(build.load, sources, sanitize=True))
+    ops = [op for op in problems.OPS if op.name in arguments.ops]
+    judged = 0
+    with use_backend("cuda"):
+        for seed, clusters in itertools.product(SEEDS, (True, False)):
+            launch.kernels.configure(seed=seed, clusters=clusters)
+            for op, problem, (i, dtype) in itertools.product(ops, problems.SHAPES, enumerate(DTYPES)):
+                layout = LAYOUTS[(seed + i) % len(LAYOUTS)]
+                problems.judge(op, problem, dtype, layout=layout, grad_layout=layout)
+                judged += 1
+    print(f"judged {judged} problems")
+
+
+if __name__ == "__main__":
+    main()

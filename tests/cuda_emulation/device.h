@@ -6,6 +6,7 @@
 #include <math.h>
 #include <vector_functions.h>
 
+#include <algorithm>
 #include <cstring>
 
 #include "emulator.h"
@@ -64,6 +65,7 @@ inline void __syncwarp(unsigned mask = 0xffffffffu) { lada::emulation::warp_barr
 inline void __syncthreads() { lada::emulation::block_barrier(); }
 
 inline float rsqrtf(float x) { return 1 / sqrtf(x); }
+using std::max, std::min;  // of one type; CUDA's mix them
 
 namespace lada {
 namespace cuda {

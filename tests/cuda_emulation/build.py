@@ -30,8 +30,13 @@ EMULATOR = (HERE / "emulator.cpp", HERE / "module.cpp")
 FOLDERS = (HERE, CSRC, CSRC / "cuda")  # of headers, in this order: device.h is there twice
 
 # The kernels access memory as other types than its own, and no CPU may fuse what another rounds.
-FLAGS = ["-std=c++17", "-O2", "-fPIC", "-fvisibility=hidden", "-fno-strict-aliasing", "-ffp-contract=off"]
-SANITIZE = ["-O1", "-g1", "-fno-omit-frame-pointer", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
+FLAGS = ("-std=c++17", "-fPIC", "-fvisibility=hidden", "-fno-strict-aliasing", "-ffp-contract=off")
+SANITIZERS = (
+    "-fsanitize=address,undefined",
+    "-fno-sanitize=null,object-size,pointer-overflow,vptr",
+    "-fno-sanitize-recover=all",
+)
+GLUE = (SOURCES[-1], EMULATOR[-1])  # what calls into Python; as quick to compile as can be, and never sanitized
 
 
 def compiler() -> str:
@@ -89,18 +94,18 @@ def changed(kernel: Path) -> tuple[Path, ...]:
 
 def module_path(sources: Sequence[Path] = SOURCES, *, sanitize: bool = False) -> Path:
     """The file that `load` imports."""
-    flags = [*FLAGS, *SANITIZE * sanitize, *_includes()]
     sources = (*sources, *EMULATOR)
-    objects = [_object(source, flags) for source in sources]
-    target = CACHE / _digest([*flags, *map(str, objects)]) / f"{NAME}{sysconfig.get_config_var('EXT_SUFFIX')}"
+    objects = [_object(source, _flags(source, sanitize)) for source in sources]
+    link = ["-shared", *SANITIZERS * sanitize, *map(str, objects)]
+    target = CACHE / _digest(link) / f"{NAME}{sysconfig.get_config_var('EXT_SUFFIX')}"
     if target.exists():
         return target
     target.parent.mkdir(parents=True, exist_ok=True)
     with open(CACHE / "lock", "w") as lock, ThreadPoolExecutor(os.cpu_count()) as threads:
         fcntl.flock(lock, fcntl.LOCK_EX)  # the other processes of a test run wait and find it made
-        compiling = [["-c", "-x", "c++", str(source), *flags] for source in sources]
+        compiling = [["-x", "c++", "-c", str(source), *_flags(source, sanitize)] for source in sources]
         list(threads.map(_make, objects, compiling))
-        _make(target, ["-shared", *SANITIZE * sanitize, *map(str, objects)])
+        _make(target, link)
     return target
 
 
@@ -112,11 +117,13 @@ def preload() -> dict[str, str]:
     return {"LD_PRELOAD": " ".join(files), "ASAN_OPTIONS": "detect_leaks=0", "UBSAN_OPTIONS": "print_stacktrace=1"}
 
 
-def _includes() -> list[str]:
+def _flags(source: Path, sanitize: bool) -> list[str]:
     import pybind11
 
+    kernel = ["-O1", "-g1", "-fno-omit-frame-pointer", *SANITIZERS] if sanitize else ["-O2"]
     theirs = (cuda_headers(), pybind11.get_include(), sysconfig.get_paths()["include"])
-    return [f"-I{path}" for path in FOLDERS] + [option for path in theirs for option in ("-isystem", str(path))]
+    includes = [f"-I{path}" for path in FOLDERS] + [f"-isystem{path}" for path in theirs]
+    return [*FLAGS, *(["-O0"] if source in GLUE else kernel), *includes]
 
 
 def _object(source: Path, flags: Iterable[str]) -> Path:

@@ -28,6 +28,18 @@ __global__ void block_sum(const __grid_constant__ Arguments a) {
   if (threadIdx.x == 0) a.out[blockIdx.x] = shared[0];
 }
 
+// out [threads] = the sum of the next thread's `in` and round, over three rounds; option 0 overwrites what is read.
+__global__ void rounds(const __grid_constant__ Arguments a) {
+  float *shared = shared_memory(), total = 0;
+  for (int round = 0; round < 3; ++round) {
+    shared[threadIdx.x] = a.in[place()] + float(round);
+    __syncthreads();
+    total += shared[(threadIdx.x + 1) % blockDim.x];
+    if (a.option) __syncthreads();
+  }
+  a.out[place()] = total;
+}
+
 // out [threads, 5]: shuffles among groups of `option` lanes: from the third, from the neighbour, from three on; votes.
 __global__ void warp(const __grid_constant__ Arguments a) {
   constexpr unsigned kAll = 0xffffffffu;
@@ -92,9 +104,9 @@ __global__ void misaligned(const __grid_constant__ Arguments a) { a.out[0] = boo
 __global__ void shared_of_nobody(const __grid_constant__ Arguments a) { a.out[0] = *shared_of(shared_memory(), 4); }
 
 #define LADA_FOR_EACH_FEATURE(APPLY)                                                                                   \
-  APPLY(block_sum) APPLY(warp) APPLY(cluster_sum) APPLY(unwritten) APPLY(past_shared_memory) APPLY(barrier_for_some)   \
-  APPLY(barriers_of_two_kinds) APPLY(collectives_of_two_kinds) APPLY(shuffle_outside_of_mask) APPLY(misaligned)        \
-  APPLY(shared_of_nobody) APPLY(misaligned_store)
+  APPLY(block_sum) APPLY(rounds) APPLY(warp) APPLY(cluster_sum) APPLY(unwritten) APPLY(past_shared_memory)             \
+  APPLY(barrier_for_some) APPLY(barriers_of_two_kinds) APPLY(collectives_of_two_kinds) APPLY(shuffle_outside_of_mask)  \
+  APPLY(misaligned) APPLY(misaligned_store) APPLY(shared_of_nobody)
 
 }  // namespace
 }  // namespace cuda

@@ -118,7 +118,7 @@ template <class T> __global__ __launch_bounds__(kThreads, 2) void backward_kerne
 
 __global__ void backward_sum_kernel(const __grid_constant__ Gate<GateBackward> gate) {
   bring_together_later(gate.team, [&](const Parts& parts, const Share& share) {
-    write_sum(gate, blockIdx.x, gate.problem.grad_gate, parts, share);
+    write_sum(gate, gate.team.unit_later(), gate.problem.grad_gate, parts, share);
   });
 }
 
@@ -170,7 +170,7 @@ __global__ __launch_bounds__(kThreads, 2) void double_backward_kernel(const __gr
 
 __global__ void double_backward_sum_kernel(const __grid_constant__ Gate<GateDoubleBackward> gate) {
   bring_together_later(gate.team, [&](const Parts& parts, const Share& share) {
-    write_sum(gate, blockIdx.x, gate.problem.out_gate, parts, share);
+    write_sum(gate, gate.team.unit_later(), gate.problem.out_gate, parts, share);
   });
 }
 

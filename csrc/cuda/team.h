@@ -16,17 +16,19 @@ struct Team {
   int64_t part;          // floats that each block brings
   int chunks;            // blocks
   bool cluster;
+  int spread;  // blocks of the second kernel for a unit
 
-  bool needs_second_kernel() const { return chunks > 1 && !cluster; }
+  __host__ __device__ bool needs_second_kernel() const { return chunks > 1 && !cluster; }
   int64_t workspace_bytes(int64_t units) const { return needs_second_kernel() ? units * chunks * part * 4 : 0; }
 
   __device__ int64_t unit() const { return blockIdx.x / chunks; }
+  __device__ int64_t unit_later() const { return blockIdx.x / spread; }  // in the second kernel
   __device__ int chunk() const { return blockIdx.x % chunks; }
   __device__ int64_t begin() const { return chunk() * size; }
   __device__ int64_t end() const { return begin() + size < tokens ? begin() + size : tokens; }
 
   // Where this block leaves its part; `shared` has room for it.
-  __device__ float* mine(float* shared) const { return chunks > 1 && !cluster ? workspace + blockIdx.x * part : shared; }
+  __device__ float* mine(float* shared) const { return needs_second_kernel() ? workspace + blockIdx.x * part : shared; }
 };
 
 // The parts of one unit's blocks.
@@ -40,6 +42,7 @@ struct Parts {
 
   __device__ float sum(int64_t place) const {
     float total = 0;
+#pragma unroll 8
     for (int chunk = 0; chunk < count; ++chunk) total += (*this)[chunk][place];
     return total;
   }
@@ -66,9 +69,9 @@ template <class Combine> __device__ inline void bring_together(const Team& team,
   }
 }
 
-// In the second kernel, whose blocks are units.
 template <class Combine> __device__ inline void bring_together_later(const Team& team, Combine combine) {
-  combine(Parts{team.workspace + blockIdx.x * team.chunks * team.part, team.part, team.chunks, false}, Share{0, 1});
+  const float* first = team.workspace + team.unit_later() * team.chunks * team.part;
+  combine(Parts{first, team.part, team.chunks, false}, Share{int(blockIdx.x % team.spread), team.spread});
 }
 
 // A team for each of `units`: about `blocks` in all, `least` tokens a block.
@@ -84,20 +87,21 @@ inline Team make_team(int64_t units, int64_t tokens, int64_t least, int64_t part
     while (power < chunks && power < kMostInCluster) power *= 2;
     chunks = power;
   }
-  return {static_cast<float*>(queue.workspace), tokens, (tokens + chunks - 1) / chunks, part, int(chunks), cluster};
+  return {static_cast<float*>(queue.workspace), tokens, (tokens + chunks - 1) / chunks, part, int(chunks), cluster,
+          int((part + 255) / 256 < 1 ? 1 : (part + 255) / 256)};
 }
 
 // Start a kernel that leaves parts, and where they are no cluster's the one that brings them together.
 template <class Arguments>
 Outcome start_teams(void (*kernel)(Arguments), void (*second)(Arguments), const Arguments& arguments, int64_t units, int threads,
-                    int64_t shared, const Queue& queue) {
+                    int64_t shared, const Queue& queue, int64_t second_shared = 0) {
   const Team& team = arguments.team;
   const int64_t wanted = team.workspace_bytes(units);
   if (wanted > queue.workspace_bytes) return {wanted, nullptr};
   const Outcome outcome =
       start(kernel, arguments, {units * team.chunks, threads, shared, team.cluster ? team.chunks : 1}, queue);
   if (outcome.error || wanted == 0) return outcome;
-  return start(second, arguments, {units, threads, 0}, queue);
+  return start(second, arguments, {units * team.spread, threads, second_shared}, queue);
 }
 
 }  // namespace cuda

@@ -2,35 +2,13 @@
 
 from torch import Tensor
 
-from ...reference.precision import accumulate_dtype
 from ..arguments import dense_like, narrowed, readable, readable_or_none, wide, wide_like
+from ..compiled.additive_attention import forward
 from ..compiled.additive_pool import operands, pool
 from ..compiled.addresses import address, shape, tokens
 from ..compiled.runner import Run
 
-
-def forward(
-    run: Run, q: Tensor, k: Tensor, v: Tensor, weight: Tensor, mask: Tensor | None, scale: float, return_weights: bool
-) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-    """As `lada_kernels.reference.additive_attention.forward`."""
-    q, weight, mask = operands(q, weight, mask)
-    k, v = readable(k), readable(v)
-    (batch, count, channels), heads, dtype = q.shape, weight.shape[0], accumulate_dtype(q.dtype)
-    out = dense_like(q)
-    pooled = q.new_empty((batch, heads, channels // heads), dtype=dtype)
-    normaliser = q.new_empty((batch, heads, 2), dtype=dtype)
-    alpha = q.new_empty((batch, heads, count), dtype=dtype) if return_weights else None
-    run(
-        "additive_attention_forward",
-        q,
-        shape(q, heads),
-        pool(q, weight, mask, pooled, normaliser, scale, True),
-        address(alpha),
-        tokens(k),
-        tokens(v),
-        tokens(out),
-    )
-    return out, pooled, normaliser, alpha
+__all__ = ["backward", "double_backward", "forward"]
 
 
 def backward(

@@ -25,6 +25,9 @@ def _target(name: str) -> Any:
 
 TARGETS = [_target(name) for name in backends.available()]
 
+# The most accurate dtype that a backend computes in; gradcheck and gradgradcheck take float64.
+FINEST = dict.fromkeys(DEVICES, torch.float64) | {"cuda": torch.float32}
+
 
 @dataclass(frozen=True)
 class Tolerance:

@@ -93,7 +93,7 @@ __global__ __launch_bounds__(F::kThreads, F::kBlocks) void backward_kernel(const
     row.inner_products(static_cast<const float*>(p.pool.pooled) + b * pooled_size, grad, pooled_size / H, inner);
     __syncthreads();
     row.softmax_of(p.pool, b, shift, factor);
-    t = inner[row.head];
+    t = row.mine_of(inner);
   };
 
   for (int64_t b = team.unit() % teams; b < B; b += teams) {

@@ -77,7 +77,7 @@ __global__ __launch_bounds__(F::kThreads, F::kBlocks) void gather_kernel(const _
     row.inner_products(static_cast<const float*>(p.pool.pooled) + b * pooled_size, grad, pooled_size / H, inner);
     __syncthreads();
     row.softmax_of(p.pool, b, shift, factor);
-    const float t = inner[row.head];
+    const float t = row.mine_of(inner);
     Stream<T, 1> stream(p.pool.x, b, team.begin() + row.index, rows, end, row.channels);
     Stream<T, 1> cot_stream(p.cot_x, b, team.begin() + row.index, rows, end, row.channels);
     for (int64_t first = team.begin(); first < end; first += rows) {
@@ -160,6 +160,7 @@ __global__ __launch_bounds__(F::kThreads, F::kBlocks) void scatter_kernel(const 
   const int64_t pooled_size = H * (p.pool.per_head ? D / H : D), end = team.end();
   const float scale = float(p.pool.scale);
   const bool reads_x = arguments.slots || stages.extra;
+  const Tokens absent;
   const int group = F::kGeneral && arguments.slots ? int(team.unit() / teams) : 0;
   const int last = F::kGeneral && group == 0 && p.out_x.data ? layout.groups : group + 1;
   R row(layout, p.shape);
@@ -189,13 +190,13 @@ __global__ __launch_bounds__(F::kThreads, F::kBlocks) void scatter_kernel(const 
     const bool there = row.head < row.heads();
     a_mean = there ? means[0] : 0.0f;
     m = there ? means[1] : 0.0f;
-    t = inner[row.head];
-    extra_t = extra ? inner[HT + row.head] : 0.0f;
+    t = row.mine_of(inner);
+    extra_t = extra ? row.mine_of(inner + HT) : 0.0f;
   };
 
   for (int64_t b = team.unit() % teams; b < B; b += teams) {
     if (!F::kGeneral || layout.groups == 1) enter(b, 0);
-    Stream<T, U> stream(reads_x ? p.pool.x : Tokens{}, b, team.begin() + row.index, rows, end, row.channels);
+    Stream<T, U> stream(reads_x ? p.pool.x : absent, b, team.begin() + row.index, rows, end, row.channels);
     for (int64_t first = team.begin(); first < end; first += U * rows) {
       const int64_t n = first + row.index;
       const unsigned live = live_tokens<U>(p.pool.mask, b * N, n, rows, end);

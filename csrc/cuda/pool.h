@@ -59,7 +59,7 @@ template <class T, class F, bool PER_HEAD> struct Row {
       : layout(layout), shared(shared_memory()),
         channels{int(threadIdx.x) % layout.lanes, layout.lanes, int(shape.channels), layout.wide},
         index(threadIdx.x / layout.lanes), head(threadIdx.x % HT), total_heads(int(shape.heads)),
-        channels_of_head(int(shape.channels / shape.heads)) {
+        channels_of_head(max(1, int(shape.channels / shape.heads))) {
     choose_group(0);
   }
 
@@ -280,6 +280,9 @@ template <class T, class F, bool PER_HEAD> struct Row {
     shift = finite(normaliser[0]);
     factor = inverse(normaliser[1]);
   }
+
+  // This lane's head's of a group's values in shared memory; 0 for one that is not there.
+  __device__ float mine_of(const float* values) const { return head < heads() ? values[head] : 0.0f; }
 
   // The place in shared memory's [group, half, lane, 4] of channel j of head h.
   __device__ int place_of(int h, int j) const {

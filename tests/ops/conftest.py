@@ -1,6 +1,6 @@
 import pytest
 import torch
-from problems import DEVICES, TARGETS
+from problems import DEVICES, FINEST, TARGETS
 
 from lada_kernels import backends
 
@@ -8,8 +8,16 @@ from lada_kernels import backends
 @pytest.fixture(params=TARGETS)
 def backend(request):
     """Run the test on this backend."""
+    if request.node.callspec.params.get("dtype") == torch.float64 != FINEST[request.param]:
+        pytest.skip(f"backend {request.param!r} has no float64")
     with backends.use_backend(request.param):
         yield request.param
+
+
+@pytest.fixture
+def finest(backend):
+    """The most accurate dtype that the backend computes in."""
+    return FINEST[backend]
 
 
 @pytest.fixture

@@ -159,7 +159,8 @@ def _make(target: Path, arguments: Sequence[str]) -> None:
 
 
 def _run(command: Sequence[str]) -> str:
-    result = subprocess.run([*command[0].split(), *command[1:]], capture_output=True, text=True)
+    environment = {name: value for name, value in os.environ.items() if name != "LD_PRELOAD"}  # sanitizers are slow compilers
+    result = subprocess.run([*command[0].split(), *command[1:]], env=environment, capture_output=True, text=True)
     if result.returncode:
         raise RuntimeError(f"{' '.join(command)}\n{result.stderr}")
     return result.stdout

@@ -17,7 +17,6 @@ from lada_kernels.backends.cuda import launch
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 LAYOUTS = ("dense", "misaligned", "third")  # the two paths to memory, and rows with something between them
-SEEDS = range(3)
 
 
 def main() -> None:
@@ -27,15 +26,16 @@ def main() -> None:
     arguments = parser.parse_args()
     sources = build.changed(arguments.kernel) if arguments.kernel else build.SOURCES
     build.stand_in(functools.partial(build.load, sources, sanitize=True))
-    ops = [op for op in problems.OPS if op.name in arguments.ops]
     judged = 0
     with use_backend("cuda"):
-        for seed, clusters in itertools.product(SEEDS, (True, False)):
+        for seed, clusters in itertools.product(range(3), (True, False)):
             launch.kernels.configure(seed=seed, clusters=clusters)
-            for op, problem, (i, dtype) in itertools.product(ops, problems.SHAPES, enumerate(DTYPES)):
-                layout = LAYOUTS[(seed + i) % len(LAYOUTS)]
-                problems.judge(op, problem, dtype, layout=layout, grad_layout=layout)
-                judged += 1
+            for i, problem in enumerate(problems.SHAPES):
+                dtype, layout = DTYPES[(i + seed) % 3], LAYOUTS[(i + 2 * seed + clusters) % 3]
+                for op in problems.OPS:
+                    if op.name in arguments.ops:
+                        problems.judge(op, problem, dtype, layout=layout, grad_layout=layout)
+                        judged += 1
     print(f"judged {judged} problems")
 
 

@@ -24,8 +24,8 @@ def collect() -> dict[str, Any]:
     """Versions, devices, backends and the environment variables that matter, as plain values.
 
     ``backends`` maps each name to None, or to the reason why it cannot run here; ``devices.cpu.kernels`` is None where
-    the compiled module is missing. ``triton_first_starts`` holds the seconds that the first starts of Triton's kernels,
-    compilation included, have taken in this process.
+    the compiled module is missing, its ``cuda_architectures`` where that was built without CUDA. ``triton_first_starts``
+    holds the seconds that the first starts of Triton's kernels, compilation included, have taken in this process.
     """
     return {
         "versions": {
@@ -53,6 +53,7 @@ def describe(facts: dict[str, Any]) -> str:
         also = f" (can run: {', '.join(others)})" if others else ""
         openmp = "OpenMP" if kernels["openmp"] else "without OpenMP, on one thread"
         lines.append(f"{'':<13} kernels use {kernels['instruction_set']}{also}, {openmp}, compiler {kernels['compiler']}")
+        lines.append(f"{'':<13} {_cuda_kernels(kernels['cuda_architectures'])}")
     lines += [f"{'cuda':<13} {gpu['name']}, sm_{gpu['capability']}, {gpu['memory_gib']} GiB" for gpu in cuda["devices"]]
     if not cuda["devices"]:
         lines.append(f"{'cuda':<13} no device: {cuda['reason']}")
@@ -65,6 +66,12 @@ def describe(facts: dict[str, Any]) -> str:
     if facts["environment"]:
         lines += ["", *(f"{name}={value}" for name, value in facts["environment"].items())]
     return "\n".join(lines)
+
+
+def _cuda_kernels(architectures: str | None) -> str:
+    if not architectures:
+        return "built without CUDA"
+    return "CUDA kernels for " + ", ".join(f"sm_{architecture}" for architecture in architectures.split(","))
 
 
 def _first_starts() -> dict[str, float]:

@@ -61,6 +61,28 @@ def test_cuda_devices_are_listed():
     assert "NVIDIA X, sm_90, 79.1 GiB" in info.describe(facts)
 
 
+@pytest.mark.parametrize(
+    ("architectures", "text"),
+    [
+        ("80,90,100", "CUDA kernels for sm_80, sm_90, sm_100"),
+        ("90", "CUDA kernels for sm_90"),
+        (None, "built without CUDA"),
+    ],
+)
+def test_what_was_built_for_cuda_is_said(architectures, text):
+    facts = info.collect()
+    facts["devices"]["cpu"]["kernels"] = {
+        "instruction_sets": ["baseline"],
+        "instruction_set": "baseline",
+        "openmp": 0,
+        "compiler": "g++",
+        "cuda_architectures": architectures,
+    }
+    lines = info.describe(facts).splitlines()
+    above = next(i for i, line in enumerate(lines) if "kernels use baseline" in line)
+    assert lines[above + 1].strip() == text
+
+
 def test_a_processor_without_a_name_is_called_by_its_architecture(monkeypatch):
     monkeypatch.setattr(info.Path, "read_text", lambda path: "processor : 0\nisa : rv64\n")
     monkeypatch.setattr(info.platform, "system", lambda: "Linux")

@@ -1,5 +1,6 @@
 """Who computes: what is available, what is chosen, what is refused, and how that is said."""
 
+import json
 import os
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from problems import ATTENTION, DEVICES, OPS, SMALL, make_inputs
 
 import lada_kernels
 from lada_kernels import available, backends, explain, gated_product, use_backend
+from lada_kernels.backends.cuda import launch
 
 ROOT = Path(__file__).parents[2]
 HAS_CPU = available()["cpu"] is None
@@ -64,6 +66,91 @@ def test_explain_says_why_not():
     explanation = explain("gated_product", *(x.to("meta") for x in gate_inputs()))
     assert explanation.backend == "reference"
     assert explanation.reasons["cpu"] == "it computes on CPU tensors, these are on meta"
+
+
+@pytest.fixture
+def two_gpu_backends(monkeypatch):
+    """As if CUDA's and Triton's kernels could both run here, and the CPU's could not."""
+    monkeypatch.setattr(backends.cpu, "refuses", lambda op, kind: "it computes on CPU tensors")
+    for backend in (backends.cuda, backends.triton):
+        monkeypatch.setattr(backend, "unavailable", lambda: None)
+        monkeypatch.setattr(backend, "refuses", lambda op, kind: None)
+
+
+@pytest.mark.parametrize("op", OPS, ids=str)
+def test_cuda_comes_before_triton(op, two_gpu_backends):
+    explanation = explain(op.name, *make_inputs(op, SMALL))
+    assert explanation.backend == "cuda"
+    reason = "cuda comes first, as it compiles nothing when it runs; the two have not been measured against each other"
+    assert explanation.reasons["triton"] == reason
+    assert explanation.reasons["reference"] == "cuda comes first"
+    assert f"\n  not triton: {reason}" in str(explanation)
+
+
+def test_triton_comes_first_where_it_alone_writes_no_k_and_v(two_gpu_backends):
+    explanation = explain("gated_projection", *gate_inputs())
+    assert explanation.backend == "triton"
+    assert explanation.reasons["cuda"] == explanation.reasons["reference"] == "triton comes first"
+
+
+@pytest.mark.parametrize(("asked", "other"), [("cuda", "triton"), ("triton", "cuda")])
+def test_the_order_gives_way_to_use_backend(asked, other, two_gpu_backends):
+    for op in backends.OPS:
+        with use_backend(asked):
+            explanation = explain(op, *gate_inputs())
+        assert explanation.backend == asked
+        assert explanation.reasons[other] == "another backend was asked for"
+
+
+@pytest.fixture
+def cuda_device(monkeypatch):
+    """As if CUDA's kernels had been built, for the CPU."""
+    monkeypatch.setattr(launch, "kernels", object())
+    monkeypatch.setattr(launch, "DEVICE", "cpu")
+
+
+def why_not_cuda(op, x):
+    with use_backend("reference"):  # whatever else could run here
+        return explain(op, x).reasons["cuda"]
+
+
+@pytest.mark.parametrize("op", backends.OPS)
+def test_what_cuda_refuses(op, cuda_device):
+    taken = "another backend was asked for"
+    for dtype in (torch.float32, torch.bfloat16, torch.float16):
+        assert why_not_cuda(op, torch.empty(1, 1, 4096, dtype=dtype)) == taken
+    wide = why_not_cuda(op, torch.empty(1, 1, 4097))
+    assert wide == (taken if op.startswith("gated") else "it takes up to 4096 channels, these are 4097")
+    double = why_not_cuda(op, torch.empty(1, 1, 8, dtype=torch.float64))
+    assert double == "it computes in float32, bfloat16 and float16, not torch.float64"
+    assert why_not_cuda(op, torch.empty(1, 1, 8, device="meta")) == "it computes on cpu tensors, these are on meta"
+
+
+def test_cuda_that_was_not_built(monkeypatch):
+    monkeypatch.setattr(launch, "kernels", None)
+    monkeypatch.setattr(launch, "why_not_built", lambda: None)
+    reason = "the native module was built without CUDA: nvcc was not found, or LADA_CUDA_ARCHS was empty"
+    assert available()["cuda"] == reason
+    with pytest.raises(backends.BackendError, match=f"backend 'cuda' is not available: {reason}"), use_backend("cuda"):
+        pass
+    monkeypatch.setattr(launch, "why_not_built", lambda: "the native module could not be imported")
+    assert available()["cuda"] == "the native module could not be imported"
+
+
+@pytest.mark.parametrize(
+    ("version", "there", "reason"),
+    [
+        (None, False, "this torch was built without CUDA"),
+        ("12.8", False, "torch finds no CUDA device"),
+        ("12.8", True, None),
+    ],
+)
+def test_cuda_without_a_device(version, there, reason, monkeypatch):
+    monkeypatch.setattr(launch, "kernels", object())
+    monkeypatch.setattr(launch, "DEVICE", "cuda")
+    monkeypatch.setattr(torch.version, "cuda", version)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: there)
+    assert available()["cuda"] == reason
 
 
 def test_explain_follows_use_backend():
@@ -194,12 +281,20 @@ def python(command, **environment):
     )
 
 
+@pytest.fixture(scope="module")
+def reasons():
+    """As `available`, of another process: what tests emulate, they emulate in their own."""
+    done = python("import json; from lada_kernels import available; print(json.dumps(available()))")
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
 @pytest.mark.parametrize("name", [*available(), ""])
-def test_environment_variable(name):
+def test_environment_variable(name, reasons):
     done = python(SAY, LADA_BACKEND=name)
-    if name and available()[name]:
+    if name and reasons[name]:
         assert done.returncode != 0
-        assert available()[name].split(";")[0] in done.stderr
+        assert reasons[name].split(";")[0] in done.stderr
     else:
         assert done.returncode == 0, done.stderr
         assert done.stdout.split() == [name or ("cpu" if HAS_CPU else "reference")]

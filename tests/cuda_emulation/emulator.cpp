@@ -236,7 +236,7 @@ uint32_t shuffle(uint32_t mask, uint32_t bits, int source) {
   running->bits = bits;
   running->source = source;
   if (!(mask >> source & 1)) fail("shuffle from lane %d, outside of its mask 0x%08x", source, mask);
-  return collect(State::Shuffle, mask, [begin = warp_begin()](const Thread& lane) { return threads[begin + lane.source].bits; });
+  return collect(State::Shuffle, mask, [begin = warp_begin()](const Thread& to) { return threads[begin + to.source].bits; });
 }
 
 uint32_t vote(uint32_t mask, bool predicate) {

@@ -21,6 +21,13 @@ def finest(backend):
 
 
 @pytest.fixture
+def for_gradcheck(finest, backend):
+    """What gradcheck and gradgradcheck want of a backend."""
+    if finest != torch.float64:
+        pytest.skip(f"gradcheck takes float64, which backend {backend!r} has not")
+
+
+@pytest.fixture
 def device(backend):
     return DEVICES[backend]
 

@@ -39,8 +39,8 @@ def test_masks(mask, dtype, backend, device):
 
 
 @pytest.mark.parametrize("scale", [0.0, -0.7, 2.5])
-def test_scale(scale, backend, device):
-    judge(ATTENTION, Problem(2, 9, 12, 3, scale=scale), torch.float64, device)
+def test_scale(scale, finest, device):
+    judge(ATTENTION, Problem(2, 9, 12, 3, scale=scale), finest, device)
 
 
 @pytest.mark.parametrize("dtype", FINE, ids=str)
@@ -56,9 +56,9 @@ def test_thirds_of_one_projection(dtype, backend, device):
     assert_orders(got, truth, [projection, w], roundings=2)  # gradients of the thirds are rounded, then joined
 
 
-def test_one_tensor_as_q_k_and_v(backend, device):
-    x, w = noise((2, 9, 12), 0, device=device).requires_grad_(), noise((3, 12), 1, device=device).requires_grad_()
-    grad, cotangents = noise((2, 9, 12), 2, device=device).requires_grad_(), [noise((2, 9, 12), 3, device=device), w.detach()]
+def test_one_tensor_as_q_k_and_v(finest, device):
+    x, w = noise((2, 9, 12), 0, finest, device).requires_grad_(), noise((3, 12), 1, finest, device).requires_grad_()
+    grad, cotangents = noise((2, 9, 12), 2, finest, device).requires_grad_(), [noise((2, 9, 12), 3, finest, device), w.detach()]
     got = three_orders(lambda x, w: additive_attention(x, x, x, w), [x, w], grad, cotangents)
     truth = three_orders(lambda x, w: ATTENTION.truth(x, x, x, w), doubles([x, w]), *doubles([grad]), doubles(cotangents))
     assert_orders(got, truth, [x, w])

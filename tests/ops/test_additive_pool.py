@@ -47,12 +47,12 @@ def test_masks(mask, per_head, dtype, backend, device):
 
 
 @pytest.mark.parametrize("scale", [0.0, -0.7, 2.5])
-def test_scale(scale, backend, device):
-    judge(POOL, Problem(2, 9, 12, 3, scale=scale), torch.float64, device)
+def test_scale(scale, finest, device):
+    judge(POOL, Problem(2, 9, 12, 3, scale=scale), finest, device)
 
 
-def test_default_scale(backend, device):
-    x, w = make_inputs(POOL, Problem(2, 5, 12, 3), device=device)
+def test_default_scale(finest, device):
+    x, w = make_inputs(POOL, Problem(2, 5, 12, 3), finest, device)
     assert torch.equal(additive_pool(x, w), additive_pool(x, w, scale=4**-0.5))
     assert torch.equal(additive_pool(x, w, per_head=False), additive_pool(x, w, per_head=False, scale=4**-0.5))
 
@@ -154,9 +154,9 @@ def test_weights(mask, dtype, backend, device):
     torch.testing.assert_close(alpha.cpu().double().sum(-1), sums, rtol=0, atol=1e-5)
 
 
-def test_weights_with_gradients(backend, device):
-    x, w = make_inputs(POOL, Problem(2, 5, 6, 2), device=device)
-    grad = noise((2, 2, 3), 5, device=device)
+def test_weights_with_gradients(finest, device):
+    x, w = make_inputs(POOL, Problem(2, 5, 6, 2), finest, device)
+    grad = noise((2, 2, 3), 5, finest, device)
     pooled, _ = additive_pool(x, w, return_weights=True)
     expected = torch.autograd.grad(additive_pool(x, w), (x, w), grad)
     for got, want in zip(torch.autograd.grad(pooled, (x, w), grad), expected, strict=True):
@@ -169,9 +169,9 @@ def test_float32_weight_beside_half_tokens(mask, dtype, backend, device):
     judge(POOL, Problem(3, 37, 24, 3, mask=mask, per_head=False), dtype, device, wide_parameters=True)
 
 
-def test_mask_in_any_layout(backend, device):
+def test_mask_in_any_layout(finest, device):
     problem = Problem(4, 10, 8, 2)
-    x, w = make_inputs(POOL, problem, device=device)
+    x, w = make_inputs(POOL, problem, finest, device)
     mask = MASKS["random"](4, 10).to(device)
     expected = additive_pool(x, w, mask=mask)
     assert torch.equal(additive_pool(x, w, mask=mask.T.contiguous().T), expected)

@@ -33,17 +33,19 @@ import lada_kernels.reference.gated_product as reference_gate
 from lada_kernels import use_backend
 
 ALIGNED, ODD = Problem(3, 9, 32, 4), Problem(2, 5, 15, 3)
+FINE = (torch.float64, torch.float32, torch.bfloat16)
 each_op = pytest.mark.parametrize("op", OPS, ids=str)
 each_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=str)
 
 
-def small(op: Op, dtype: torch.dtype = torch.float64, device: str = "cpu", problem: Problem = SMALL):
+def small(op: Op, dtype: torch.dtype, device: str, problem: Problem = SMALL):
     """Inputs and cotangents of a small problem, and the op with its options filled in."""
     inputs = make_inputs(op, problem, dtype, device)
     return inputs, *make_cotangents(op, problem, inputs), partial(op, **op.options(problem, device))
 
 
 @pytest.mark.parametrize("problem", [SMALL, Problem(2, 5, 6, 2, mask="random"), Problem(1, 3, 4, 3, per_head=False)], ids=str)
+@pytest.mark.usefixtures("for_gradcheck")
 @each_op
 def test_gradcheck_and_gradgradcheck(op, problem, backend, device):
     if not (problem == SMALL or (op.pools and problem.per_head) or op is POOL):
@@ -88,7 +90,7 @@ def test_float32_parameters_beside_half_tokens(op, problem, dtype, backend, devi
     judge(op, problem, dtype, device, wide_parameters=True)
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("dtype", FINE, ids=str)
 @each_op
 def test_one_input_alone_requires_a_gradient(op, dtype, backend, device):
     inputs, grad, cotangents, _ = small(op, dtype, device)
@@ -104,7 +106,7 @@ def test_one_input_alone_requires_a_gradient(op, dtype, backend, device):
         assert_orders(got, truth, [x])
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("dtype", FINE, ids=str)
 @each_op
 def test_one_cotangent_alone(op, dtype, backend, device):
     inputs, grad, cotangents, function = small(op, dtype, device)
@@ -117,7 +119,7 @@ def test_one_cotangent_alone(op, dtype, backend, device):
             assert_accurate(result, truth[label], f"{label}, cotangent {i}")
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("dtype", FINE, ids=str)
 @each_op
 def test_one_second_gradient_alone(op, dtype, backend, device):
     inputs, grad, cotangents, function = small(op, dtype, device)
@@ -129,8 +131,8 @@ def test_one_second_gradient_alone(op, dtype, backend, device):
 
 
 @each_op
-def test_no_cotangent_at_all(op, backend, device):
-    inputs, grad, _, function = small(op, torch.float64, device)
+def test_no_cotangent_at_all(op, finest, device):
+    inputs, grad, _, function = small(op, finest, device)
     first = gradients(function(*inputs), inputs, grad, create_graph=True)
     unused = [x * 0 for x in first] + [x.sum() for x in inputs]
     second = gradients(unused[-1], inputs, allow_unused=True)
@@ -161,8 +163,8 @@ def test_r1(op, dtype, backend, device):
 
 
 @each_op
-def test_third_order_raises(op, backend, device):
-    inputs, grad, cotangents, function = small(op, torch.float64, device)
+def test_third_order_raises(op, finest, device):
+    inputs, grad, cotangents, function = small(op, finest, device)
     first = gradients(function(*inputs), inputs, grad, create_graph=True)
     second = gradients(first, [grad, *inputs], cotangents, create_graph=True, allow_unused=True)
     for result in second:
@@ -201,8 +203,8 @@ def test_without_gradients(op, backend, device):
 
 
 @each_op
-def test_func_grad(op, backend, device):
-    inputs, grad, _, function = small(op, torch.float64, device)
+def test_func_grad(op, finest, device):
+    inputs, grad, _, function = small(op, finest, device)
     weight = grad.detach()
     got = torch.func.grad(lambda *x: (function(*x) * weight).sum(), argnums=tuple(range(len(inputs))))(*inputs)
     truth = true_orders(op, inputs, grad, inputs)
@@ -225,9 +227,9 @@ def test_autocast_leaves_the_op_as_it_is(op, dtype, backend, device):
 
 
 @each_op
-def test_checkpoint(op, backend, device):
+def test_checkpoint(op, finest, device):
     """Recomputed activations, at first and at second order."""
-    inputs, grad, cotangents, function = small(op, torch.float64, device)
+    inputs, grad, cotangents, function = small(op, finest, device)
     expected = three_orders(function, inputs, grad, cotangents)
     got = three_orders(lambda *x: checkpoint(function, *x, use_reentrant=False), inputs, grad, cotangents)
     for label, result in got.items():

@@ -89,7 +89,7 @@ def truth(x, g, weight, bias=None, out_weight=None, out_bias=None):
     return r if out_bias is None else r + out_bias
 
 
-def make_inputs(sizes, dtype=torch.float64, device="cpu", *, wide_gate=False, layout="dense"):
+def make_inputs(sizes, dtype, device, *, wide_gate=False, layout="dense"):
     """The tensors that there are, by name, as leaves; projections scaled so that they keep the size of what they project."""
     s, rows = sizes, 2 * sizes.channels
     shapes = {"x": (s.batch, s.tokens, s.inside), "g": (s.batch, s.channels), "weight": (rows, s.inside)}
@@ -146,7 +146,7 @@ def test_orders(sizes, dtype, backend, device):
         assert result.is_contiguous() or label != "value"
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
 @each_option
 def test_optional_tensors(sizes, dtype, backend, device):
     inputs = make_inputs(sizes, dtype, device)
@@ -188,9 +188,10 @@ def test_strides_beyond_32_bits(dim, backend, device, monkeypatch):
     assert_accurate(gated_projection(**inputs).cpu(), expected)
 
 
+@pytest.mark.usefixtures("for_gradcheck")
 @each_option
 def test_gradcheck_and_gradgradcheck(sizes, backend, device):
-    inputs = make_inputs(sizes, device=device)
+    inputs = make_inputs(sizes, torch.float64, device)
     function, tensors = by_name(gated_projection, inputs), tuple(inputs.values())
     interpreted = backend == "triton" and device == "cpu"  # slowly: along random directions, not element by element
     assert gradcheck(function, tensors, fast_mode=interpreted)
@@ -198,8 +199,8 @@ def test_gradcheck_and_gradgradcheck(sizes, backend, device):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_one_input_alone_requires_a_gradient(name, backend, device):
-    inputs = make_inputs(SMALL, device=device)
+def test_one_input_alone_requires_a_gradient(name, finest, device):
+    inputs = make_inputs(SMALL, finest, device)
     grad, cotangents = make_cotangents(SMALL, inputs)
     fixed = {other: tensor.detach() for other, tensor in inputs.items()}
 
@@ -209,9 +210,9 @@ def test_one_input_alone_requires_a_gradient(name, backend, device):
     judge({name: inputs[name]}, grad, [cotangents[NAMES.index(name)]], alone(gated_projection), alone(truth))
 
 
-def test_arguments_that_depend_on_each_other(backend, device):
+def test_arguments_that_depend_on_each_other(finest, device):
     """As in LadaAttention, where g comes from x: a gradient goes to each argument by its own way alone."""
-    inputs = make_inputs(Sizes(2, 3, 4, 4, 4), device=device)
+    inputs = make_inputs(Sizes(2, 3, 4, 4, 4), finest, device)
     inputs = {name: inputs[name] for name in ("x", "weight")}
 
     def tied(function):
@@ -221,11 +222,8 @@ def test_arguments_that_depend_on_each_other(backend, device):
 
         return call
 
-    x = inputs["x"]
-    grad, cotangents = (
-        noise(x.shape, 100, device=device).requires_grad_(),
-        [noise(t.shape, 101, device=device) for t in inputs.values()],
-    )
+    grad = noise(inputs["x"].shape, 100, finest, device).requires_grad_()
+    cotangents = [noise(t.shape, 101, finest, device) for t in inputs.values()]
     judge(inputs, grad, cotangents, tied(gated_projection), tied(truth))
 
 
@@ -250,8 +248,8 @@ def test_r1(dtype, backend, device):
 
 
 @each_option
-def test_third_order_raises(sizes, backend, device):
-    inputs = make_inputs(sizes, device=device)
+def test_third_order_raises(sizes, finest, device):
+    inputs = make_inputs(sizes, finest, device)
     grad, cotangents = make_cotangents(sizes, inputs)
     tensors = list(inputs.values())
     first = gradients(gated_projection(**inputs), tensors, grad, create_graph=True)
@@ -298,8 +296,8 @@ def test_what_is_not_finite_stays_in_its_token(bad, backend, device):
         assert finite.all(-1).sum() == 17
 
 
-def test_func_grad(backend, device):
-    inputs = make_inputs(SMALL, device=device)
+def test_func_grad(finest, device):
+    inputs = make_inputs(SMALL, finest, device)
     grad, _ = make_cotangents(SMALL, inputs)
     tensors = list(inputs.values())
     got = torch.func.grad(lambda *t: (gated_projection(*t) * grad.detach()).sum(), argnums=tuple(range(6)))(*tensors)

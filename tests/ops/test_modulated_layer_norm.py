@@ -6,6 +6,7 @@ from problems import (
     SHAPES,
     Problem,
     assert_accurate,
+    doubles,
     judge,
     judge_inputs,
     make_cotangents,
@@ -28,13 +29,13 @@ def test_orders(problem, dtype, backend, device):
 
 
 @pytest.mark.parametrize("eps", [1e-12, 1e-5, 0.5])
-def test_eps(eps, backend, device):
-    inputs = make_inputs(NORM, Problem(2, 5, 12), device=device)
+def test_eps(eps, finest, device):
+    inputs = make_inputs(NORM, Problem(2, 5, 12), finest, device)
     judge_inputs(NORM, inputs, *make_cotangents(NORM, Problem(2, 5, 12), inputs), eps=eps)
 
 
-def test_default_eps(backend, device):
-    x, gamma, beta = make_inputs(NORM, Problem(2, 5, 12), device=device)
+def test_default_eps(finest, device):
+    x, gamma, beta = make_inputs(NORM, Problem(2, 5, 12), finest, device)
     assert torch.equal(modulated_layer_norm(x, gamma, beta), modulated_layer_norm(x, gamma, beta, 1e-6))
 
 
@@ -78,14 +79,16 @@ def test_constant_tokens(dtype, backend, device):
     assert (results["first 1"] == 0).all()
 
 
-def test_one_affine_for_all(backend, device):
+def test_one_affine_for_all(finest, device):
     """gamma and beta of a plain LayerNorm, expanded over the batch, take the sum of the gradients."""
-    x = noise((3, 5, 8), 0, device=device).requires_grad_()
-    gamma, beta = (noise((8,), seed, device=device).requires_grad_() for seed in (1, 2))
-    grad = noise((3, 5, 8), 3, device=device)
-    got = torch.autograd.grad(modulated_layer_norm(x, gamma.expand(3, 8), beta.expand(3, 8)), (x, gamma, beta), grad)
-    expected = torch.autograd.grad(torch.nn.functional.layer_norm(x, (8,), gamma, beta, 1e-6), (x, gamma, beta), grad)
-    torch.testing.assert_close(got, expected, rtol=1e-12, atol=1e-12)
+    inputs = [noise(shape, seed, finest, device).requires_grad_() for seed, shape in enumerate(((3, 5, 8), (8,), (8,)))]
+    grad = noise((3, 5, 8), 3, finest, device)
+    x, gamma, beta = inputs
+    got = torch.autograd.grad(modulated_layer_norm(x, gamma.expand(3, 8), beta.expand(3, 8)), inputs, grad)
+    wide = doubles(inputs)
+    expected = torch.autograd.grad(torch.nn.functional.layer_norm(wide[0], (8,), *wide[1:], 1e-6), wide, *doubles([grad]))
+    for name, result, truth in zip(NORM.arguments, got, expected, strict=True):
+        assert_accurate(result.cpu(), truth, name)
 
 
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf])

@@ -12,6 +12,8 @@ import pytest
 ROOT = Path(__file__).parents[2]
 SOURCES = ("pyproject.toml", "setup.py", "LICENSE", "README.md", "MANIFEST.in", "csrc", "lada_kernels")
 
+ARCHITECTURE = "90"  # one takes a third of the time; it is the first with clusters
+
 RAISING_TORCH = 'raise ImportError("the build imported torch")\n'
 
 COMPUTE = """
@@ -51,7 +53,7 @@ def built(tmp_path_factory):
             shutil.copy(path, source)
     (trap / "torch.py").write_text(RAISING_TORCH)
     command = [sys.executable, "-m", "pip", "wheel", ".", "-v", "--no-deps", "--no-build-isolation", "--wheel-dir", str(out)]
-    done = run(command, cwd=source, env={**os.environ, "PYTHONPATH": str(trap)})
+    done = run(command, cwd=source, env={**os.environ, "PYTHONPATH": str(trap), "LADA_CUDA_ARCHS": ARCHITECTURE})
     (wheel,) = out.glob("*.whl")
     return wheel, done.stdout + done.stderr
 
@@ -66,6 +68,7 @@ def installed(built, tmp_path_factory):
 def test_says_what_it_built(built):
     assert "lada_kernels: built _native" in built[1]
     assert "baseline" in built[1]
+    assert f"CUDA (sm_{ARCHITECTURE})" in built[1] or "no CUDA (nvcc was not found)" in built[1]
 
 
 def test_wheel_is_whole_and_holds_nothing_else(built):
@@ -94,6 +97,14 @@ def test_metadata(built):
 def test_installed_wheel_computes_elsewhere(installed, tmp_path):
     done = run([sys.executable, "-c", COMPUTE], cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(installed)})
     assert Path(done.stdout.strip()).is_relative_to(installed)
+
+
+def test_installed_wheel_knows_what_it_was_built_for(built, installed, tmp_path):
+    command = (
+        "from lada_kernels.native import native; print(native.build_info()['cuda_architectures'], hasattr(native, 'cuda'))"
+    )
+    done = run([sys.executable, "-c", command], cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(installed)})
+    assert done.stdout.split() == (["None", "False"] if "no CUDA (" in built[1] else [ARCHITECTURE, "True"])
 
 
 def test_without_the_native_module_the_reason_is_said(installed, tmp_path):
@@ -130,3 +141,15 @@ def test_a_missing_compiler_is_named(tmp_path):
     )
     assert done.returncode != 0
     assert "the C++ compiler 'no-such-compiler' was not found; install g++ or set CXX" in done.stderr
+
+
+def test_an_architecture_that_is_none_is_named(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "setup.py", "build_ext", "--build-temp", str(tmp_path), "--build-lib", str(tmp_path)],
+        cwd=ROOT,
+        env={**os.environ, "LADA_CUDA_ARCHS": "80;hopper"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode != 0
+    assert "LADA_CUDA_ARCHS: got 'hopper', expected numbers such as 80;90;100" in done.stderr

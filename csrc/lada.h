@@ -63,8 +63,8 @@ struct PoolDoubleBackward {
 struct PoolStages {  // the double backward in two halves, between which others may work; CUDA's alone
   PoolDoubleBackward problem;
   const void* extra;  // A [B,H,E] or null: a gradient of the pooled vectors, whose backward the second half adds
-  void* scalars;      // A [B,N,4,H], per token α, u, a, z; between the halves
-  void* means;        // A [B,H,2], ā and m; between the halves
+  void* scalars;      // A [B,N,4,H], per token α, v = u - t, a, z = c + v a; between the halves
+  void* means;        // A [B,H,3], ā, v̄ and m; between the halves
   void* weight_sum;   // A [H,D] or null: the first half's share of out_weight
 };
 

@@ -20,10 +20,11 @@ __global__ __launch_bounds__(F::kThreads, F::kBlocks) void forward_kernel(const 
   const AttentionForward& p = arguments.problem;
   const Layout& layout = arguments.layout;
   const Team& team = arguments.team;
-  const int64_t b = team.unit(), D = p.shape.channels, end = team.end();
+  const int64_t b = team.unit(), D = p.shape.channels;
+  const int begin = int(team.begin()), end = int(team.end());
   Row<T, F, true> row(layout, p.shape);
   float *part = row.shared + layout.part, *gate = row.shared + layout.inner;  // [D]
-  pool_forward(row, p.shape, p.pool, nullptr, b, team.begin(), end, part);
+  pool_forward(row, p.shape, p.pool, nullptr, b, begin, end, part);
   bring_together(team, part, [&](const Parts& parts, const Share& share) {  // by every block for itself
     float* pooled = share.rank ? nullptr : static_cast<float*>(p.pool.pooled) + b * D;
     combine_pools(row, p.shape, p.pool, b, row.shared + layout.weights, parts, Share{0, 1}, pooled != nullptr, [&](int64_t i, float value) {
@@ -35,9 +36,9 @@ __global__ __launch_bounds__(F::kThreads, F::kBlocks) void forward_kernel(const 
   float g[kChannels];
   load_row(gate, row.channels, g);
   const int rows = layout.rows();
-  Stream<T, U> k_stream(p.k, b, team.begin() + row.index, rows, end, row.channels);
-  Stream<T, U> v_stream(p.v, b, team.begin() + row.index, rows, end, row.channels);
-  for (int64_t n = team.begin() + row.index; n < end; n += U * rows) {
+  Stream<T, U> k_stream(p.k, b, begin + row.index, rows, end, row.channels);
+  Stream<T, U> v_stream(p.v, b, begin + row.index, rows, end, row.channels);
+  for (int n = begin + row.index; n < end; n += U * rows) {
     float k[U][kChannels], v[U][kChannels];
     k_stream.take(n, ~0u, k);
     v_stream.take(n, ~0u, v);
@@ -56,10 +57,11 @@ template <class T, class F> bool start_at_once(const AttentionForward& p, const 
   needs.inner = int((p.shape.channels + F::kHeads - 1) / F::kHeads);  // the gate
   const bool wide = aligned<T>(p.shape, p.pool.x, p.k, p.v, p.out);
   const Layout layout = make_layout<T, F>(p.shape, true, wide, needs, device);
+  if (!layout.fits(false, device.shared)) return false;
   const int part = layout.weight_part - layout.part;
   Team team = make_team(B, p.shape.tokens, 8 * layout.rows(), part, pool_blocks<F>(device), device, queue);
   if (team.needs_second_kernel() && size <= kAlone) team = make_team(B, p.shape.tokens, p.shape.tokens, part, 1, device, queue);
-  if (team.needs_second_kernel() || layout.groups > 1) return false;
+  if (team.needs_second_kernel()) return false;
   const Grid grid{B * team.chunks, layout.threads, 4 * layout.total, team.cluster ? team.chunks : 1};
   outcome = start(forward_kernel<T, F>, Arguments{p, layout, team}, grid, queue);
   return true;

@@ -28,9 +28,9 @@ __global__ __launch_bounds__(F::kThreads, F::kBlocks) void forward_kernel(const 
   const Team& team = arguments.team;
   Row<T, F, PER_HEAD> row(layout, p.shape);
   const int64_t b = team.unit() / layout.groups;
-  row.choose_group(int(team.unit() % layout.groups));
+  row.choose_group(team.unit() % layout.groups);
   float* part = row.shared + layout.part;
-  pool_forward(row, p.shape, p.pool, static_cast<float*>(p.alpha), b, team.begin(), team.end(), team.mine(part));
+  pool_forward(row, p.shape, p.pool, static_cast<float*>(p.alpha), b, int(team.begin()), int(team.end()), team.mine(part));
   bring_together(team, part, [&](const Parts& parts, const Share& share) {
     write_pooled(row, p, b, row.shared + layout.weights, parts, share);
   });
@@ -41,7 +41,7 @@ template <class T, class F, bool PER_HEAD> __global__ void combine_kernel(const 
   const Layout& layout = arguments.layout;
   const Team& team = arguments.team;
   Row<T, F, PER_HEAD> row(layout, p.shape);
-  row.choose_group(int(team.unit_later() % layout.groups));
+  row.choose_group(team.unit_later() % layout.groups);
   bring_together_later(team, [&](const Parts& parts, const Share& share) {
     write_pooled(row, p, team.unit_later() / layout.groups, row.shared, parts, share);
   });
@@ -73,8 +73,9 @@ __global__ __launch_bounds__(F::kThreads, F::kBlocks) void backward_kernel(const
   const Team& team = arguments.team;
   float* slots = arguments.slots;
   const int64_t B = p.shape.batch, N = p.shape.tokens, D = p.shape.channels, H = p.shape.heads;
-  const int64_t pooled_size = H * (p.pool.per_head ? D / H : D), teams = layout.teams, end = team.end();
-  const int group = F::kGeneral && slots ? int(team.unit() / teams) : 0;
+  const int64_t pooled_size = H * (p.pool.per_head ? D / H : D);
+  const int teams = layout.teams, begin = int(team.begin()), end = int(team.end());
+  const int group = F::kGeneral && slots ? team.unit() / teams : 0;
   const int last = F::kGeneral && group == 0 && p.grad_x.data ? layout.groups : group + 1;
   Row<T, F, PER_HEAD> row(layout, p.shape);
   const int rows = layout.rows();
@@ -98,9 +99,9 @@ __global__ __launch_bounds__(F::kThreads, F::kBlocks) void backward_kernel(const
 
   for (int64_t b = team.unit() % teams; b < B; b += teams) {
     if (!F::kGeneral || layout.groups == 1) enter(b, 0);
-    Stream<T, U> stream(p.pool.x, b, team.begin() + row.index, rows, end, row.channels);
-    for (int64_t first = team.begin(); first < end; first += U * rows) {
-      const int64_t n = first + row.index;
+    Stream<T, U> stream(p.pool.x, b, begin + row.index, rows, end, row.channels);
+    for (int first = begin; first < end; first += U * rows) {
+      const int n = first + row.index;
       const unsigned live = live_tokens<U>(p.pool.mask, b * N, n, rows, end);
       float x[U][kChannels];
       stream.take(n, live, x);
@@ -149,6 +150,7 @@ Outcome additive_pool_forward(const PoolForward& p, const Queue& queue) {
       using F = decltype(form);
       constexpr bool PER_HEAD = decltype(whole_vectors)::value;
       const Layout layout = make_layout<T, F>(p.shape, p.pool.per_head, aligned<T>(p.shape, p.pool.x), pool_forward_needs<F>(PER_HEAD), device);
+      if (!layout.fits(F::kGeneral, device.shared)) return {kDoesNotFit, nullptr};
       const int64_t units = p.shape.batch * layout.groups;
       const Team team = make_team(units, p.shape.tokens, 8 * layout.rows(), layout.weight_part - layout.part, pool_blocks<F>(device), device, queue);
       const ForwardArguments arguments{p, layout, team};
@@ -168,12 +170,13 @@ Outcome additive_pool_backward(const PoolBackward& p, const Queue& queue) {
       constexpr bool PER_HEAD = decltype(whole_vectors)::value;
       const Needs needs{PER_HEAD ? 1 : 2, 2, 2, 1, true, 0, p.grad_weight != nullptr, 0};
       Layout layout = make_layout<T, F>(p.shape, p.pool.per_head, aligned<T>(p.shape, p.pool.x, p.grad_x), needs, device);
+      if (!layout.fits(F::kGeneral, device.shared)) return {kDoesNotFit, nullptr};
       const int64_t groups = p.grad_weight ? layout.groups : 1;
       const Team team = pool_team<F>(p.shape, layout, groups, 8 * layout.rows(), 0, device, queue);
       const WeightSlots slots(p.grad_weight, p.shape, layout.teams * (team.cluster ? 1 : team.chunks), queue.workspace);
       if (slots.wanted > queue.workspace_bytes) return {slots.wanted, nullptr};
       const Outcome outcome = start(backward_kernel<T, F, PER_HEAD>, BackwardArguments{p, layout, team, slots.first},
-                                    {layout.teams * groups * team.chunks, layout.threads, 4 * layout.total, team.cluster ? team.chunks : 1}, queue);
+                                    {int64_t(layout.teams) * groups * team.chunks, layout.threads, 4 * layout.total, team.cluster ? team.chunks : 1}, queue);
       return outcome.error ? outcome : slots.sum(queue);
     });
   });

@@ -26,7 +26,7 @@ template <class T> struct Place {
   template <class Problem> __device__ explicit Place(const Gate<Problem>& gate) {
     const int lane = threadIdx.x % gate.lanes;
     b = gate.team.unit() / gate.tiles;
-    tile = int(gate.team.unit() % gate.tiles);
+    tile = gate.team.unit() % gate.tiles;
     row = threadIdx.x / gate.lanes;
     rows = blockDim.x / gate.lanes;
     channels = {tile * gate.lanes + lane, 0, int(gate.problem.shape.channels), gate.wide};

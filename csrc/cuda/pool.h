@@ -14,27 +14,34 @@ namespace cuda {
 
 constexpr int kChannels = 8;  // of a thread, in halves of 4
 // How a kernel is built: heads of a group, tokens of a row at a time, threads of a block, and as many blocks for a processor as
-// leave enough registers. GENERAL takes more heads than a group has, and tokens wider than 128 threads.
-template <int HEADS, int TOKENS, int THREADS, int BLOCKS, bool GENERAL> struct Form {
+// leave enough registers. GENERAL takes more heads than a group has, and tokens wider than 128 threads. ONLY_DOTS reads
+// operands for inner products alone, and keeps them in the order in which each lane does: that spares addresses.
+template <int HEADS, int TOKENS, int THREADS, int BLOCKS, bool GENERAL, bool ONLY_DOTS = false> struct Form {
   static constexpr int kHeads = HEADS, kTokens = TOKENS, kThreads = THREADS, kBlocks = BLOCKS;
-  static constexpr bool kGeneral = GENERAL;
+  static constexpr bool kGeneral = GENERAL, kOnlyDots = ONLY_DOTS;
 };
 using ForFour = Form<4, 2, 128, 3, false>;
 using ForEight = Form<8, 2, 128, 2, false>;
 using ForAll = Form<2, 1, 512, 1, true>;
-template <class F> using OneToken = Form<F::kHeads, 1, F::kThreads, F::kBlocks, F::kGeneral>;
+
+// For inner products alone, of two tensors: half the heads where there would be too few registers. Groups stand side by side,
+// so that the second finds the tokens in a cache.
+template <class F> struct Dots { using Type = Form<4, 1, 128, 2, F::kHeads == 8, true>; };
+template <> struct Dots<ForAll> { using Type = Form<1, 1, 512, 1, true, true>; };
+template <class F> using ForDots = typename Dots<F>::Type;
 
 template <class T> using PoolChannels = Channels<T, kChannels / kVector<T>>;
 
 // How a kernel is laid out; chosen on the host. Offsets count floats of shared memory.
 struct Layout {
-  int lanes, threads, group, groups;
-  int64_t teams;  // that share the batch elements among them
+  int lanes, threads, group, groups, held;  // held: heads of an operand in shared memory
+  int teams;      // that share the batch elements among them
   bool wide;
   bool diagonal;  // each head pools its own channels, but PER_HEAD's vectors do not fit: pooled vectors are spread over all channels, zero outside of their head
   int weights, exchange, inner, carry, part, weight_part, total;
 
-  __host__ __device__ int operand() const { return group * kChannels * lanes; }
+  bool fits(bool general, int64_t shared) const { return 4 * int64_t(total) <= shared && (general || groups == 1); }
+  __host__ __device__ int operand() const { return held * kChannels * lanes; }
   __host__ __device__ int rows() const { return threads / lanes; }
 };
 
@@ -51,42 +58,46 @@ template <class T, class F, bool PER_HEAD> struct Row {
   const Layout& layout;
   float* shared;
   PoolChannels<T> channels;
-  int index, head;  // which row; the head, of a group, that this lane ends up with
-  int own[2];       // for PER_HEAD, the heads that the halves of its channels belong to, counted from the group's first
+  int index, head;       // which row; the head, of a group, that this lane ends up with
+  int warp, neighbours;  // the row's first warp; which of the rows, or warps of a row, whose lanes tell each other their weights
+  int own[2];            // for PER_HEAD, the heads that the halves of its channels belong to, counted from the group's first
   int total_heads, channels_of_head, first_head = 0, parity = 0;
 
   __device__ Row(const Layout& layout, const Shape& shape)
       : layout(layout), shared(shared_memory()),
         channels{int(threadIdx.x) % layout.lanes, layout.lanes, int(shape.channels), layout.wide},
-        index(threadIdx.x / layout.lanes), head(threadIdx.x % HT), total_heads(int(shape.heads)),
+        index(threadIdx.x / layout.lanes), head(threadIdx.x % HT), warp(index * layout.lanes / 32),
+        neighbours(threadIdx.x / min(layout.lanes, 32)), total_heads(int(shape.heads)),
         channels_of_head(max(1, int(shape.channels / shape.heads))) {
     choose_group(0);
   }
 
   __device__ void choose_group(int group) {
-    first_head = group * layout.group;
+    if (F::kGeneral) first_head = group * layout.group;
     for (int half = 0; half < 2; ++half) own[half] = channel(4 * half) / channels_of_head - first_head;
   }
 
-  __device__ int heads() const { return min(layout.group, total_heads - first_head); }  // of this group
+  __device__ int heads() const { return F::kGeneral ? min(layout.group, total_heads - first_head) : total_heads; }  // of this group
   __device__ bool leads() const { return channels.lane < HT && head < heads(); }  // among the lanes with this head
   __device__ int channel(int place) const { return channels.first(place / kVector<T>) + place % kVector<T>; }
   __device__ bool owns(int half) const { return own[half] >= 0 && own[half] < heads(); }
 
-  // Heads of this group from [H,D], or with `spread` from [H,D/H], to shared memory as [group, half, lane, 4].
+  // Heads of this group from [H,D], or with `spread` from [H,D/H], to shared memory as [held, half, lane, 4]; for inner
+  // products alone, each lane's in the order i ^ `head`.
   __device__ void stage(float* operand, const float* from, bool spread) const {
     const int lanes = layout.lanes, total = channels.total;
     for (int i = threadIdx.x; i < layout.operand(); i += layout.threads) {
-      const int lane = i / 4 % lanes, half = i / (4 * lanes) % 2, h = first_head + i / (kChannels * lanes);
+      const int lane = i / 4 % lanes, half = i / (4 * lanes) % 2, slot = i / (kChannels * lanes);
+      const int h = first_head + (F::kOnlyDots ? slot ^ lane % HT : slot);
       const int place = 4 * half + i % 4;
       const int j = (lane + place / kVector<T> * lanes) * kVector<T> + place % kVector<T>;
-      const bool there = j < total && h < total_heads && (!spread || j / channels_of_head == h);
+      const bool there = j < total && h < first_head + heads() && (!spread || j / channels_of_head == h);
       operand[i] = there ? from[spread ? j : int64_t(h) * total + j] : 0.0f;
     }
   }
 
   __device__ float4 half_of(const float* operand, int h, int half) const {
-    return h < layout.group ? reinterpret_cast<const float4*>(operand)[(h * 2 + half) * layout.lanes + channels.lane]
+    return h < layout.held ? reinterpret_cast<const float4*>(operand)[(h * 2 + half) * layout.lanes + channels.lane]
                             : float4{0, 0, 0, 0};
   }
 
@@ -100,7 +111,7 @@ template <class T, class F, bool PER_HEAD> struct Row {
 #pragma unroll
     for (int i = 0; i < HT; ++i) {
       float w[kChannels];
-      all_of(operand, i ^ head, w);
+      all_of(operand, F::kOnlyDots ? i : i ^ head, w);
 #pragma unroll
       for (int u = 0; u < M; ++u)
 #pragma unroll
@@ -153,18 +164,18 @@ template <class T, class F, bool PER_HEAD> struct Row {
   // -> the sums over the row's warps
   template <int K> __device__ void across_warps(float (&sums)[K]) {
     if (layout.lanes <= 32) return;
-    const int warps = layout.lanes / 32, warp = threadIdx.x / 32;
+    const int warps = layout.lanes / 32;
     Some<K>* exchange = reinterpret_cast<Some<K>*>(shared + layout.exchange) + parity * layout.threads / 32 * HT;
     parity ^= 1;  // who is ahead writes to the other half
     if (threadIdx.x % 32 < HT) {
 #pragma unroll
-      for (int k = 0; k < K; ++k) exchange[warp * HT + head].values[k] = sums[k];
+      for (int k = 0; k < K; ++k) exchange[threadIdx.x / 32 * HT + head].values[k] = sums[k];
     }
     __syncthreads();
 #pragma unroll
     for (int k = 0; k < K; ++k) sums[k] = 0;
     for (int i = 0; i < warps; ++i) {
-      const Some<K> other = exchange[(warp / warps * warps + i) * HT + head];
+      const Some<K> other = exchange[(warp + i) * HT + head];
 #pragma unroll
       for (int k = 0; k < K; ++k) sums[k] += other.values[k];
     }
@@ -172,8 +183,7 @@ template <class T, class F, bool PER_HEAD> struct Row {
 
   // Where the lanes of a row, within a warp, tell each other the weights of their heads: [kind, HT, U].
   __device__ float* weights_of(int kind, int kinds, int h) const {
-    const int part = threadIdx.x / min(layout.lanes, 32);
-    return shared + layout.weights + ((part * kinds + kind) * HT + h) * U;
+    return shared + layout.weights + ((neighbours * kinds + kind) * HT + h) * U;
   }
 
   __device__ void tell(int kind, int kinds, const float (&values)[U]) const {
@@ -254,7 +264,7 @@ template <class T, class F, bool PER_HEAD> struct Row {
     }
   }
 
-  __device__ void store_all(const Tokens& to, int64_t b, int64_t n, int64_t step, int64_t end, const float (&values)[U][kChannels]) const {
+  __device__ void store_all(const Tokens& to, int64_t b, int n, int step, int end, const float (&values)[U][kChannels]) const {
 #pragma unroll
     for (int u = 0; u < U; ++u)
       if (n + u * step < end) store(to, b, n + u * step, channels, values[u]);
@@ -291,7 +301,8 @@ template <class T, class F, bool PER_HEAD> struct Row {
     return ((h * 2 + place / 4) * layout.lanes + lane) * 4 + place % 4;
   }
 
-  // to [count heads, half, lane, 4] = the sums over the block's rows of `values`, each times its row's `factor`
+  // to [count heads, half, lane, 4] = the sums over the block's rows of `values`, each times its row's `factor`. One place after
+  // the other (volatile): all at once would take more registers than there are.
   template <int COUNT, class Factor>
   __device__ void sum_rows(float* to, const float (&values)[COUNT][kChannels], Factor factor) const {
     const int count = min(COUNT, layout.group);
@@ -303,7 +314,7 @@ template <class T, class F, bool PER_HEAD> struct Row {
 #pragma unroll
         for (int j = 0; j < kChannels; ++j) {
           if (h >= count) continue;
-          float& place = to[((h * 2 + j / 4) * layout.lanes + channels.lane) * 4 + j % 4];
+          volatile float& place = to[((h * 2 + j / 4) * layout.lanes + channels.lane) * 4 + j % 4];
           place = (r == 0 ? 0.0f : place) + values[h][j] * factor(h, j / 4);
         }
     }
@@ -324,7 +335,7 @@ template <class T, class F, bool PER_HEAD> struct Row {
 
 // Which of U tokens, n and every `step` after it, take part: one bit each.
 template <int U>
-__device__ inline unsigned live_tokens(const uint8_t* mask, int64_t first, int64_t n, int64_t step, int64_t end) {
+__device__ inline unsigned live_tokens(const uint8_t* mask, int64_t first, int n, int step, int end) {
   unsigned live = 0;
 #pragma unroll
   for (int u = 0; u < U; ++u) live |= unsigned(n + u * step < end && (!mask || mask[first + n + u * step])) << u;
@@ -387,27 +398,31 @@ template <int> __global__ void sum_slots_kernel(const __grid_constant__ SlotSum 
   sum.out[place] = total;
 }
 
-// A row's tokens, U at a time, the next ones under way.
+// A row's tokens, U at a time, the next ones under way; zeros where they are not `wanted`.
 template <class T, int U> struct Stream {
   static constexpr int P = kChannels / kVector<T>, kAhead = 2 / P;
   const Tokens& x;
   const PoolChannels<T>& channels;
-  int64_t b, step, end;
-  uint4 ahead[kAhead][U][P];
+  int64_t b;
+  int step, end;
+  bool wanted;
+  uint4 ahead[kAhead][U][P] = {};
 
   // From token n on, every `step`.
-  __device__ Stream(const Tokens& x, int64_t b, int64_t n, int64_t step, int64_t end, const PoolChannels<T>& channels)
-      : x(x), channels(channels), b(b), step(step), end(end) {
+  __device__ Stream(const Tokens& x, int64_t b, int n, int step, int end, const PoolChannels<T>& channels,
+                    bool wanted = true)
+      : x(x), channels(channels), b(b), step(step), end(end), wanted(wanted) {
 #pragma unroll
-    for (int i = 0; i < kAhead; ++i) load(x, b, n + i * U * step, step, end, channels, ahead[i]);
+    for (int i = 0; i < kAhead; ++i)
+      if (wanted) load(x, b, n + i * U * step, step, end, channels, ahead[i]);
   }
 
   // Tokens n and on, which come next, in the accumulation type; zeros for those that are not live.
-  __device__ void take(int64_t n, unsigned live, float (&out)[U][kChannels]) {
+  __device__ void take(int n, unsigned live, float (&out)[U][kChannels]) {
     widen_live<T>(ahead[0], live, out);
 #pragma unroll
     for (int i = 1; i < kAhead; ++i) memcpy(ahead[i - 1], ahead[i], sizeof ahead[i]);
-    load(x, b, n + kAhead * U * step, step, end, channels, ahead[kAhead - 1]);
+    if (wanted) load(x, b, n + kAhead * U * step, step, end, channels, ahead[kAhead - 1]);
   }
 };
 
@@ -459,6 +474,7 @@ Layout make_layout(const Shape& shape, bool per_head, bool wide, const Needs& ne
   const int warps = layout.threads / 32, parts = layout.threads / (layout.lanes < 32 ? layout.lanes : 32);
   for (layout.group = int(shape.heads < HT ? shape.heads : HT);; layout.group = (layout.group + 1) / 2) {
     layout.groups = int((shape.heads + layout.group - 1) / layout.group);
+    layout.held = F::kOnlyDots ? HT : layout.group;
     layout.weights = needs.operands * layout.operand();
     layout.exchange = layout.weights + parts * needs.kinds * HT * F::kTokens;
     layout.inner = layout.exchange + (layout.lanes > 32 ? 2 * warps * HT * needs.sums * F::kTokens : 0);
@@ -466,7 +482,7 @@ Layout make_layout(const Shape& shape, bool per_head, bool wide, const Needs& ne
     layout.part = layout.carry + (layout.groups > 1 && needs.carries ? F::kTokens * kChannels * layout.threads : 0);
     layout.weight_part = layout.part + needs.fixed_part * HT + min(needs.pooled_part, layout.group) * kChannels * layout.lanes;
     layout.total = layout.weight_part + needs.weight_part * layout.operand();
-    if (4 * layout.total <= device.shared || layout.group == 1) return layout;
+    if (!F::kGeneral || layout.fits(true, device.shared) || layout.group == 1) return layout;
   }
 }
 
@@ -476,18 +492,26 @@ template <class F> int64_t pool_blocks(const Device& device) { return int64_t(F:
 template <class F> Team pool_team(const Shape& shape, Layout& layout, int64_t groups, int64_t least, int64_t part, const Device& device,
                                   const Queue& queue) {
   const int64_t blocks = pool_blocks<F>(device), each = (shape.batch * groups + blocks - 1) / blocks;
-  layout.teams = each ? (shape.batch + each - 1) / each : 0;
+  layout.teams = each ? int((shape.batch + each - 1) / each) : 0;
   return make_team(layout.teams * groups, shape.tokens, least, part, blocks, device, queue);
 }
 
+constexpr int64_t kMostTokens = int64_t(1) << 30;  // of a batch element, whose tokens are counted in 32 bits
+constexpr int64_t kDoesNotFit = -1;  // instead of wanted bytes: the form takes more shared memory than there is
+
 // body(T, Form, whether PER_HEAD) as types, for a problem whose heads may be too narrow for PER_HEAD's vectors.
 template <class Body> Outcome dispatch_pool(const Shape& shape, bool per_head, Body body) {
+  if (shape.tokens > kMostTokens) return {0, "more tokens than the kernels of additive pooling count"};
   return dispatch(shape.dtype, [&](auto storage) -> Outcome {
-    if (lanes_for(shape) > ForEight::kThreads || shape.heads > ForEight::kHeads) return body(storage, ForAll(), std::false_type());
-    const bool vectors = per_head && shape.channels / shape.heads % kVector<decltype(storage)> == 0;
-    if (shape.heads > ForFour::kHeads)
-      return vectors ? body(storage, ForEight(), std::true_type()) : body(storage, ForEight(), std::false_type());
-    return vectors ? body(storage, ForFour(), std::true_type()) : body(storage, ForFour(), std::false_type());
+    const auto in_form = [&](auto form) -> Outcome {
+      const bool vectors = per_head && shape.channels / shape.heads % kVector<decltype(storage)> == 0;
+      return vectors ? body(storage, form, std::true_type()) : body(storage, form, std::false_type());
+    };
+    Outcome outcome{kDoesNotFit, nullptr};
+    if (lanes_for(shape) <= ForEight::kThreads && shape.heads <= ForEight::kHeads)
+      outcome = shape.heads > ForFour::kHeads ? in_form(ForEight()) : in_form(ForFour());
+    if (outcome.wanted == kDoesNotFit) outcome = body(storage, ForAll(), std::false_type());
+    return outcome.wanted == kDoesNotFit ? Outcome{0, "the device has too little shared memory for this many channels"} : outcome;
   });
 }
 

@@ -12,7 +12,7 @@ template <class F> constexpr Needs pool_forward_needs(bool per_head) { return {1
 // Pool tokens [begin, end) of batch element b, leaving the block's part at `part`. The scores go to alpha [B,H,N], if wanted.
 template <class T, class F, bool PER_HEAD>
 __device__ inline void pool_forward(Row<T, F, PER_HEAD>& row, const Shape& shape, const Pool& pool, float* alpha, int64_t b,
-                                    int64_t begin, int64_t end, float* part) {
+                                    int begin, int end, float* part) {
   constexpr int HT = F::kHeads, U = F::kTokens, kPooled = Row<T, F, PER_HEAD>::kPooled;
   enum Kind { kWeight, kFactor, kKinds };
   const int rows = row.layout.rows();
@@ -22,8 +22,8 @@ __device__ inline void pool_forward(Row<T, F, PER_HEAD>& row, const Shape& shape
 
   float largest = -INFINITY, total = 0, sum[kPooled][kChannels] = {};  // of this row
   Stream<T, U> stream(pool.x, b, begin + row.index, rows, end, row.channels);
-  for (int64_t first = begin; first < end; first += U * rows) {
-    const int64_t n = first + row.index;
+  for (int first = begin; first < end; first += U * rows) {
+    const int n = first + row.index;
     const unsigned live = live_tokens<U>(mask, b * shape.tokens, n, rows, end);
     float x[U][kChannels], s[U];
     stream.take(n, live, x);

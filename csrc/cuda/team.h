@@ -21,9 +21,9 @@ struct Team {
   __host__ __device__ bool needs_second_kernel() const { return chunks > 1 && !cluster; }
   int64_t workspace_bytes(int64_t units) const { return needs_second_kernel() ? units * chunks * part * 4 : 0; }
 
-  __device__ int64_t unit() const { return blockIdx.x / chunks; }
-  __device__ int64_t unit_later() const { return blockIdx.x / spread; }  // in the second kernel
-  __device__ int chunk() const { return blockIdx.x % chunks; }
+  __device__ int unit() const { return int(blockIdx.x) / chunks; }
+  __device__ int unit_later() const { return int(blockIdx.x) / spread; }  // in the second kernel
+  __device__ int chunk() const { return int(blockIdx.x) % chunks; }
   __device__ int64_t begin() const { return chunk() * size; }
   __device__ int64_t end() const { return begin() + size < tokens ? begin() + size : tokens; }
 
@@ -70,18 +70,18 @@ template <class Combine> __device__ inline void bring_together(const Team& team,
 }
 
 template <class Combine> __device__ inline void bring_together_later(const Team& team, Combine combine) {
-  const float* first = team.workspace + team.unit_later() * team.chunks * team.part;
+  const float* first = team.workspace + int64_t(team.unit_later()) * team.chunks * team.part;
   combine(Parts{first, team.part, team.chunks, false}, Share{int(blockIdx.x % team.spread), team.spread});
 }
 
-// A team for each of `units`: about `blocks` in all, `least` tokens a block.
+// A team for each of `units`: about `blocks` in all, `least` tokens a block. Without parts to bring together it is no cluster.
 inline Team make_team(int64_t units, int64_t tokens, int64_t least, int64_t part, int64_t blocks, const Device& device,
                       const Queue& queue) {
   const int64_t most = (tokens + least - 1) / least, wanted = units ? (blocks + units - 1) / units : 1;
   int64_t chunks = wanted < most ? wanted : most;
   // A cluster spares a launch; only where it would leave most of the device idle is it too few.
   const bool enough = chunks <= kMostInCluster || units * kMostInCluster >= blocks / 4;
-  const bool cluster = device.clusters && chunks > 1 && enough;
+  const bool cluster = device.clusters && part && chunks > 1 && enough;
   if (cluster) {
     int64_t power = 2;
     while (power < chunks && power < kMostInCluster) power *= 2;

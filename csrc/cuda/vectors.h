@@ -4,6 +4,7 @@
 #include <device.h>
 
 #include <cstring>
+#include <type_traits>
 
 namespace lada {
 namespace cuda {
@@ -97,9 +98,10 @@ template <class T> __device__ inline T* writable_row(const Tokens& x, int64_t b,
 }
 
 // A thread's channels of U tokens, n and every `step` after it; zeros for those from `end` on and for an absent x.
-template <class T, int P, int U>
-__device__ inline void load(const Tokens& x, int64_t b, int64_t n, int64_t step, int64_t end, const Channels<T, P>& channels,
-                            uint4 (&out)[U][P]) {
+// Tokens are counted in 64 bits or, to spare registers, in 32.
+template <class T, int P, int U, class Count>
+__device__ inline void load(const Tokens& x, int64_t b, Count n, std::common_type_t<Count> step,
+                            std::common_type_t<Count> end, const Channels<T, P>& channels, uint4 (&out)[U][P]) {
 #pragma unroll
   for (int u = 0; u < U; ++u)
 #pragma unroll
@@ -107,11 +109,13 @@ __device__ inline void load(const Tokens& x, int64_t b, int64_t n, int64_t step,
   if (!x.data) return;
   if (channels.wide) {
 #pragma unroll
-    for (int u = 0; u < U; ++u)
+    for (int u = 0; u < U; ++u) {
+      if (n + u * step >= end) continue;
+      const T* from = row<T>(x, b, n + u * step) + channels.first(0);
 #pragma unroll
       for (int p = 0; p < P; ++p)
-        if (n + u * step < end && channels.first(p) < channels.total)
-          out[u][p] = load_once(row<T>(x, b, n + u * step) + channels.first(p));
+        if (channels.first(p) < channels.total) out[u][p] = load_once(from + p * channels.lanes * kVector<T>);
+    }
     return;
   }
 #pragma unroll
@@ -135,20 +139,20 @@ template <class T, int P> __device__ inline void load_row(const float* from, con
 // Write a thread's channels of token n.
 template <class T, int P>
 __device__ inline void store(const Tokens& x, int64_t b, int64_t n, const Channels<T, P>& channels, const float* values) {
-  T* to = writable_row<T>(x, b, n);
+  T* to = writable_row<T>(x, b, n) + channels.first(0);
 #pragma unroll
   for (int p = 0; p < P; ++p) {
-    const int first = channels.first(p);
+    const int first = channels.first(p), offset = p * channels.lanes * kVector<T>;
     const uint4 vector = narrow<T>(values + p * kVector<T>);
     if (channels.wide) {
-      if (first < channels.total) *reinterpret_cast<uint4*>(to + first) = vector;
+      if (first < channels.total) *reinterpret_cast<uint4*>(to + offset) = vector;
       continue;
     }
     T narrowed[kVector<T>];
     memcpy(narrowed, &vector, sizeof vector);
 #pragma unroll
     for (int i = 0; i < kVector<T>; ++i)
-      if (first + i < channels.total) to[first + i] = narrowed[i];
+      if (first + i < channels.total) to[offset + i] = narrowed[i];
   }
 }
 

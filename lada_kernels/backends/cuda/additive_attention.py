@@ -58,7 +58,7 @@ def double_backward(
     (batch, count, _), heads = q.shape, weight.shape[0]
     cot_q, cot_weight = readable_or_none(cot_q), wide(cot_weight, q)
     cot_gate, out_q, out_weight = dense_like(pooled), dense_like(q, needs_q), wide_like(weight, q, needs_weight)
-    scalars, means = weight.new_empty((batch, count, 4, heads)), weight.new_empty((batch, heads, 2))
+    scalars, means = weight.new_empty((batch, count, 4, heads)), weight.new_empty((batch, heads, 3))
     weight_sum = dense_like(weight, needs_weight)
 
     def half(kernel: str, extra: Tensor | None) -> None:

@@ -7,6 +7,8 @@ PYTEST_ARGS ?=
 RUN ?= runs/digits
 OUT ?= benchmarks/results
 DRY ?=
+# A warning in a CUDA kernel is an error here, though not where users build.
+NVCC_FLAGS ?= -Werror all-warnings
 
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed.stamp
@@ -56,7 +58,7 @@ gpu:
 
 # compat puts the checkout on sys.path; the other editable mode also answers for copies of the package found elsewhere.
 $(BUILT): $(INSTALLED) $(SOURCES)
-	$(BIN)/python -m pip install --quiet --no-build-isolation --no-deps --config-settings editable_mode=compat --editable .
+	NVCC_APPEND_FLAGS="$(NVCC_FLAGS)" $(BIN)/python -m pip install --quiet --no-build-isolation --no-deps --config-settings editable_mode=compat --editable .
 	$(BIN)/python -m lada_kernels.info
 	@touch $@
 

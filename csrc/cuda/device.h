@@ -122,5 +122,11 @@ __device__ inline uint4 load_once(const void* address) {
   return value;
 }
 
+// 16 bytes at once, which the compiler may make of a plain assignment or not.
+__device__ inline void store_at_once(void* address, const uint4& value) {
+  asm volatile("st.global.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(address), "r"(value.x), "r"(value.y), "r"(value.z), "r"(value.w)
+               : "memory");
+}
+
 }  // namespace cuda
 }  // namespace lada

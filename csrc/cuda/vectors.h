@@ -145,7 +145,7 @@ __device__ inline void store(const Tokens& x, int64_t b, int64_t n, const Channe
     const int first = channels.first(p), offset = p * channels.lanes * kVector<T>;
     const uint4 vector = narrow<T>(values + p * kVector<T>);
     if (channels.wide) {
-      if (first < channels.total) *reinterpret_cast<uint4*>(to + offset) = vector;
+      if (first < channels.total) store_at_once(to + offset, vector);
       continue;
     }
     T narrowed[kVector<T>];

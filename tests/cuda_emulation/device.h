@@ -86,5 +86,10 @@ inline uint4 load_once(const void* address) {
   return *static_cast<const uint4*>(address);
 }
 
+inline void store_at_once(void* address, const uint4& value) {
+  if (reinterpret_cast<uintptr_t>(address) % sizeof(uint4)) emulation::fail("misaligned address: store_at_once(%p)", address);
+  *static_cast<uint4*>(address) = value;
+}
+
 }  // namespace cuda
 }  // namespace lada

@@ -217,7 +217,8 @@ __global__ __launch_bounds__(F::kThreads, F::kBlocks) void scatter_kernel(const 
         for (int u = 0; u < U; ++u) {
           sigma[u] = e[u] = slope[u] = alpha[u] = 0;
           if (!(live >> u & 1) || row.head >= row.heads()) continue;
-          const float* scalars = static_cast<const float*>(stages.scalars) + (b * N + n + u * rows) * kScalars * H + row.first_head + row.head;
+          const int64_t token = b * N + n + u * rows;
+          const float* scalars = static_cast<const float*>(stages.scalars) + token * (kScalars * int(H)) + row.first_head + row.head;
           const float v = scalars[kV * H] - v_mean, a = scalars[kA * H];
           alpha[u] = scalars[kAlpha * H];
           sigma[u] = scale * alpha[u] * (scalars[kZ * H] - v_mean * a - v * a_mean - m + (more[u] - extra_t));

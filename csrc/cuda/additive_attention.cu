@@ -5,8 +5,8 @@ namespace lada {
 namespace cuda {
 namespace {
 
-constexpr int64_t kSmall = int64_t(1) << 24;     // channels of all tokens, up to which a launch saved is worth a fuller device
-constexpr int64_t kAlone = int64_t(1) << 16;     // of one batch element, for a block without a cluster
+constexpr int64_t kSmall = int64_t(1) << 24;  // channels of all tokens, up to which a launch saved is worth a fuller device
+constexpr int64_t kAlone = int64_t(1) << 16;  // of one batch element, for a block without a cluster
 
 struct Arguments {
   AttentionForward problem;
@@ -27,10 +27,11 @@ __global__ __launch_bounds__(F::kThreads, F::kBlocks) void forward_kernel(const 
   pool_forward(row, p.shape, p.pool, nullptr, b, begin, end, part);
   bring_together(team, part, [&](const Parts& parts, const Share& share) {  // by every block for itself
     float* pooled = share.rank ? nullptr : static_cast<float*>(p.pool.pooled) + b * D;
-    combine_pools(row, p.shape, p.pool, b, row.shared + layout.weights, parts, Share{0, 1}, pooled != nullptr, [&](int64_t i, float value) {
-      gate[i] = value;
-      if (pooled) pooled[i] = value;
-    });
+    combine_pools(row, p.shape, p.pool, b, row.shared + layout.weights, parts, Share{0, 1}, pooled != nullptr,
+                  [&](int64_t i, float value) {
+                    gate[i] = value;
+                    if (pooled) pooled[i] = value;
+                  });
   });
   __syncthreads();
   float g[kChannels];
@@ -50,7 +51,8 @@ __global__ __launch_bounds__(F::kThreads, F::kBlocks) void forward_kernel(const 
   }
 }
 
-template <class T, class F> bool start_at_once(const AttentionForward& p, const Device& device, const Queue& queue, Outcome& outcome) {
+template <class T, class F>
+bool start_at_once(const AttentionForward& p, const Device& device, const Queue& queue, Outcome& outcome) {
   const int64_t B = p.shape.batch, size = p.shape.tokens * p.shape.channels;
   if (B * size > kSmall || p.alpha) return false;
   Needs needs = pool_forward_needs<F>(true);
@@ -75,7 +77,8 @@ Outcome additive_attention_forward(const AttentionForward& p, const Queue& queue
   const Outcome tried = on_device(queue, [&](const Device& device) {
     return dispatch_pool(p.shape, true, [&](auto storage, auto form, auto per_head) -> Outcome {
       using F = decltype(form);
-      if constexpr (!F::kGeneral && decltype(per_head)::value) started = start_at_once<decltype(storage), F>(p, device, queue, outcome);
+      if constexpr (!F::kGeneral && decltype(per_head)::value)
+        started = start_at_once<decltype(storage), F>(p, device, queue, outcome);
       return {};
     });
   });

@@ -1,5 +1,6 @@
 // Additive pooling, forward and backward; lada_kernels/reference/additive_pool.py derives every formula.
 #include "pool_forward.h"
+#include "weight_sums.h"
 
 namespace lada {
 namespace cuda {
@@ -18,7 +19,8 @@ __device__ inline void write_pooled(const Row<T, F, PER_HEAD>& row, const PoolFo
                                     const Parts& parts, const Share& share) {
   const int64_t E = p.pool.per_head ? p.shape.channels / p.shape.heads : p.shape.channels;
   float* pooled = static_cast<float*>(p.pool.pooled) + (b * p.shape.heads + row.first_head) * E;
-  combine_pools(row, p.shape, p.pool, b, factors, parts, share, share.rank == 0, [&](int64_t i, float value) { pooled[i] = value; });
+  combine_pools(row, p.shape, p.pool, b, factors, parts, share, share.rank == 0,
+                [&](int64_t i, float value) { pooled[i] = value; });
 }
 
 template <class T, class F, bool PER_HEAD>
@@ -65,7 +67,8 @@ struct BackwardArguments {
 };
 
 template <class T, class F, bool PER_HEAD>
-__global__ __launch_bounds__(F::kThreads, F::kBlocks) void backward_kernel(const __grid_constant__ BackwardArguments arguments) {
+__global__ __launch_bounds__(F::kThreads,
+                             F::kBlocks) void backward_kernel(const __grid_constant__ BackwardArguments arguments) {
   constexpr int HT = F::kHeads, U = F::kTokens;
   enum Kind { kAlpha, kE, kKinds };
   const PoolBackward& p = arguments.problem;
@@ -149,12 +152,15 @@ Outcome additive_pool_forward(const PoolForward& p, const Queue& queue) {
       using T = decltype(storage);
       using F = decltype(form);
       constexpr bool PER_HEAD = decltype(whole_vectors)::value;
-      const Layout layout = make_layout<T, F>(p.shape, p.pool.per_head, aligned<T>(p.shape, p.pool.x), pool_forward_needs<F>(PER_HEAD), device);
+      const Layout layout =
+          make_layout<T, F>(p.shape, p.pool.per_head, aligned<T>(p.shape, p.pool.x), pool_forward_needs<F>(PER_HEAD), device);
       if (!layout.fits(F::kGeneral, device.shared)) return {kDoesNotFit, nullptr};
       const int64_t units = p.shape.batch * layout.groups;
-      const Team team = make_team(units, p.shape.tokens, 8 * layout.rows(), layout.weight_part - layout.part, pool_blocks<F>(device), device, queue);
+      const Team team = make_team(units, p.shape.tokens, 8 * layout.rows(), layout.weight_part - layout.part,
+                                  pool_blocks<F>(device), device, queue);
       const ForwardArguments arguments{p, layout, team};
-      const Outcome outcome = start_teams(forward_kernel<T, F, PER_HEAD>, combine_kernel<T, F, PER_HEAD>, arguments, units, layout.threads, 4 * layout.total, queue, 4 * (team.chunks + 1) * F::kHeads);
+      const Outcome outcome = start_teams(forward_kernel<T, F, PER_HEAD>, combine_kernel<T, F, PER_HEAD>, arguments, units,
+                                          layout.threads, 4 * layout.total, queue, 4 * (team.chunks + 1) * F::kHeads);
       if (outcome.wanted || outcome.error || !p.alpha) return outcome;
       return start(weigh_kernel, p, {p.shape.batch * p.shape.heads, 256, 0}, queue);
     });
@@ -175,8 +181,10 @@ Outcome additive_pool_backward(const PoolBackward& p, const Queue& queue) {
       const Team team = pool_team<F>(p.shape, layout, groups, 8 * layout.rows(), 0, device, queue);
       const WeightSlots slots(p.grad_weight, p.shape, layout.teams * (team.cluster ? 1 : team.chunks), queue.workspace);
       if (slots.wanted > queue.workspace_bytes) return {slots.wanted, nullptr};
-      const Outcome outcome = start(backward_kernel<T, F, PER_HEAD>, BackwardArguments{p, layout, team, slots.first},
-                                    {int64_t(layout.teams) * groups * team.chunks, layout.threads, 4 * layout.total, team.cluster ? team.chunks : 1}, queue);
+      const Outcome outcome = start(
+          backward_kernel<T, F, PER_HEAD>, BackwardArguments{p, layout, team, slots.first},
+          {int64_t(layout.teams) * groups * team.chunks, layout.threads, 4 * layout.total, team.cluster ? team.chunks : 1},
+          queue);
       return outcome.error ? outcome : slots.sum(queue);
     });
   });

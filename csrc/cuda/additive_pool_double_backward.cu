@@ -2,10 +2,11 @@
 //
 // u comes as v = u - t, whose mean v̄ is what rounding made of zero; with it, m = Σ α z - v̄ ā and
 //     e = α (v - v̄)    σ = α (z - v̄ a - (v - v̄) ā - m),
-// where no large t cancels. The first half reads x and its cotangent X for every per-token scalar and for the sums that need nothing else; the means
-// over all tokens are known only then. The second takes the scalars from memory, and reads x again for the one sum over tokens
-// that needs σ.
-#include "pool.h"
+// where no large t cancels. The first half reads x and its cotangent X for every per-token scalar and for the sums that need
+// nothing else; the means over all tokens are known only then. The second takes the scalars from memory, and reads x again for
+// the one sum over tokens that needs σ.
+#include "pool_plan.h"
+#include "weight_sums.h"
 
 namespace lada {
 namespace cuda {
@@ -16,7 +17,7 @@ enum Scalar { kAlpha, kV, kA, kZ, kScalars };  // of a token and head: α, v = u
 struct Arguments {
   PoolStages stages;
   Layout layout;
-  Team team;     // for each of layout.teams and each group of heads; the second half's first group also writes ∂x, of all groups
+  Team team;  // for each of layout.teams and each group of heads; the second half's first group also writes ∂x, of all groups
   float* slots;  // [slots, H, D] or null
 };
 
@@ -61,7 +62,8 @@ __global__ __launch_bounds__(F::kThreads, F::kBlocks) void gather_kernel(const _
   const int group = team.unit() % layout.groups, index = team.unit() / layout.groups;  // groups side by side
   row.choose_group(group);
   const int rows = layout.rows();
-  float *weight = row.shared, *cot_weight = weight + layout.operand(), *grads = cot_weight + (p.cot_weight ? layout.operand() : 0);
+  float *weight = row.shared, *cot_weight = weight + layout.operand(),
+        *grads = cot_weight + (p.cot_weight ? layout.operand() : 0);
   float *inner = row.shared + layout.inner, *part = row.shared + layout.part;
   float weight_sum[HT][kChannels] = {};
   row.stage(weight, static_cast<const float*>(p.pool.weight), false);
@@ -169,12 +171,14 @@ __global__ __launch_bounds__(F::kThreads, F::kBlocks) void scatter_kernel(const 
   const int last = F::kGeneral && group == 0 && p.out_x.data ? layout.groups : group + 1;
   R row(layout, p.shape);
   const int rows = layout.rows();
-  float *weight = row.shared, *cot_weight = weight + layout.operand(), *grads = cot_weight + (p.cot_weight ? layout.operand() : 0);
+  float *weight = row.shared, *cot_weight = weight + layout.operand(),
+        *grads = cot_weight + (p.cot_weight ? layout.operand() : 0);
   float *extras = grads + layout.operand(), *inner = row.shared + layout.inner;
   float g[kChannels], extra_g[kChannels], a_mean, v_mean, m, extra_t, weight_sum[HT][kChannels] = {};
 
   const auto enter = [&](int64_t b, int which) {
-    const float *grad = static_cast<const float*>(p.grad) + b * pooled_size, *pooled = static_cast<const float*>(p.pool.pooled) + b * pooled_size;
+    const float *grad = static_cast<const float*>(p.grad) + b * pooled_size,
+                *pooled = static_cast<const float*>(p.pool.pooled) + b * pooled_size;
     const float* extra = stages.extra ? static_cast<const float*>(stages.extra) + b * pooled_size : nullptr;
     __syncthreads();
     row.choose_group(which);
@@ -218,7 +222,8 @@ __global__ __launch_bounds__(F::kThreads, F::kBlocks) void scatter_kernel(const 
           sigma[u] = e[u] = slope[u] = alpha[u] = 0;
           if (!(live >> u & 1) || row.head >= row.heads()) continue;
           const int64_t token = b * N + n + u * rows;
-          const float* scalars = static_cast<const float*>(stages.scalars) + token * (kScalars * int(H)) + row.first_head + row.head;
+          const float* scalars =
+              static_cast<const float*>(stages.scalars) + token * (kScalars * int(H)) + row.first_head + row.head;
           const float v = scalars[kV * H] - v_mean, a = scalars[kA * H];
           alpha[u] = scalars[kAlpha * H];
           sigma[u] = scale * alpha[u] * (scalars[kZ * H] - v_mean * a - v * a_mean - m + (more[u] - extra_t));
@@ -271,7 +276,8 @@ struct Plan {
 
 int64_t slots_of(const Plan& plan) { return plan.layout.teams * (plan.team.cluster ? 1 : plan.team.chunks); }
 
-template <class T, class Any, bool PER_HEAD> Plan plan_gather(const PoolStages& stages, bool sums, const Device& device, const Queue& queue) {
+template <class T, class Any, bool PER_HEAD>
+Plan plan_gather(const PoolStages& stages, bool sums, const Device& device, const Queue& queue) {
   using F = ForDots<Any>;
   const PoolDoubleBackward& p = stages.problem;
   const Needs needs{1 + (p.cot_weight != nullptr) + !PER_HEAD, 3, 4, 1, false, PER_HEAD ? 1 : F::kHeads, sums, 3};
@@ -279,13 +285,15 @@ template <class T, class Any, bool PER_HEAD> Plan plan_gather(const PoolStages& 
   plan.layout = make_layout<T, F>(p.shape, p.pool.per_head, aligned<T>(p.shape, p.pool.x, p.cot_x), needs, device);
   plan.general = F::kGeneral;
   plan.groups = plan.layout.groups;
-  plan.team = pool_team<F>(p.shape, plan.layout, plan.groups, 8 * plan.layout.rows(), plan.layout.weight_part - plan.layout.part, device, queue);
+  plan.team = pool_team<F>(p.shape, plan.layout, plan.groups, 8 * plan.layout.rows(),
+                           plan.layout.weight_part - plan.layout.part, device, queue);
   plan.slots = sums ? slots_of(plan) : 0;
   plan.team_bytes = plan.team.workspace_bytes(p.shape.batch * plan.groups);
   return plan;
 }
 
-template <class T, class F, bool PER_HEAD> Plan plan_scatter(const PoolStages& stages, bool sums, const Device& device, const Queue& queue) {
+template <class T, class F, bool PER_HEAD>
+Plan plan_scatter(const PoolStages& stages, bool sums, const Device& device, const Queue& queue) {
   const PoolDoubleBackward& p = stages.problem;
   const int operands = 1 + (p.cot_weight != nullptr) + (PER_HEAD ? 0 : stages.extra ? 2 : 1);
   const Needs needs{operands, 4, 1, 1, true, 0, sums, 0};
@@ -317,9 +325,8 @@ Outcome scatter(const PoolStages& stages, const Plan& plan, float* slots, const 
 // body(T, F, PER_HEAD, device) as types, on the queue's device
 template <class Body> Outcome with_types(const PoolDoubleBackward& p, const Queue& queue, Body body) {
   return on_device(queue, [&](const Device& device) {
-    return dispatch_pool(p.shape, p.pool.per_head, [&](auto storage, auto form, auto per_head) {
-      return body(storage, form, per_head, device);
-    });
+    return dispatch_pool(p.shape, p.pool.per_head,
+                         [&](auto storage, auto form, auto per_head) { return body(storage, form, per_head, device); });
   });
 }
 
@@ -339,7 +346,8 @@ Outcome additive_pool_gather(const PoolStages& stages, const Queue& queue) {
     float *workspace = static_cast<float*>(queue.workspace), *slots = sums ? workspace + plan.team_bytes / 4 : nullptr;
     const Outcome outcome = gather<T, F, PER_HEAD>(stages, plan, workspace, slots, queue);
     if (outcome.error || !stages.weight_sum) return outcome;
-    return sum_slots({slots, nullptr, static_cast<float*>(stages.weight_sum), plan.slots, p.shape.heads * p.shape.channels}, queue);
+    return sum_slots({slots, nullptr, static_cast<float*>(stages.weight_sum), plan.slots, p.shape.heads * p.shape.channels},
+                     queue);
   });
 }
 

@@ -24,9 +24,9 @@ struct Device {
 
 struct Grid {
   int64_t blocks;
-  int threads;       // of a block
-  int64_t shared;    // bytes of a block
-  int cluster = 1;   // blocks of a cluster; divides `blocks`
+  int threads;      // of a block
+  int64_t shared;   // bytes of a block
+  int cluster = 1;  // blocks of a cluster; divides `blocks`
 };
 
 inline const char* error_text(cudaError_t error) { return error == cudaSuccess ? nullptr : cudaGetErrorString(error); }

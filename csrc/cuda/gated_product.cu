@@ -33,7 +33,8 @@ template <class T> struct Place {
   }
 };
 
-template <class T> __global__ __launch_bounds__(kThreads, 3) void forward_kernel(const __grid_constant__ Gate<GateForward> gate) {
+template <class T>
+__global__ __launch_bounds__(kThreads, 3) void forward_kernel(const __grid_constant__ Gate<GateForward> gate) {
   constexpr int V = kVector<T>, U = 4;
   const GateForward& p = gate.problem;
   const Place<T> at(gate);
@@ -57,7 +58,8 @@ template <class T> __global__ __launch_bounds__(kThreads, 3) void forward_kernel
 }
 
 // Leave the sum over the block's rows of `values` [V] as its part: [lanes, V].
-template <class T, class Problem> __device__ inline float* leave_sum(const Gate<Problem>& gate, const Place<T>& at, const float* values) {
+template <class T, class Problem>
+__device__ inline float* leave_sum(const Gate<Problem>& gate, const Place<T>& at, const float* values) {
   constexpr int V = kVector<T>;
   float *shared = shared_memory(), *rows = shared + gate.team.part, *mine = gate.team.mine(shared);
 #pragma unroll
@@ -73,14 +75,16 @@ template <class T, class Problem> __device__ inline float* leave_sum(const Gate<
 
 // Σ over the blocks of a unit, into its tile of result [B,D].
 template <class Problem>
-__device__ inline void write_sum(const Gate<Problem>& gate, int64_t unit, void* result, const Parts& parts, const Share& share) {
+__device__ inline void write_sum(const Gate<Problem>& gate, int64_t unit, void* result, const Parts& parts,
+                                 const Share& share) {
   const int64_t channels = gate.problem.shape.channels, b = unit / gate.tiles, first = unit % gate.tiles * gate.team.part;
   share.for_each(gate.team.part, [&](int64_t j) {
     if (first + j < channels) static_cast<float*>(result)[b * channels + first + j] = parts.sum(j);
   });
 }
 
-template <class T> __global__ __launch_bounds__(kThreads, 2) void backward_kernel(const __grid_constant__ Gate<GateBackward> gate) {
+template <class T>
+__global__ __launch_bounds__(kThreads, 2) void backward_kernel(const __grid_constant__ Gate<GateBackward> gate) {
   constexpr int V = kVector<T>, U = 2;
   const GateBackward& p = gate.problem;
   const Place<T> at(gate);
@@ -111,9 +115,8 @@ template <class T> __global__ __launch_bounds__(kThreads, 2) void backward_kerne
   }
   if (!p.grad_gate) return;
   float* shared = leave_sum(gate, at, sum);
-  bring_together(gate.team, shared, [&](const Parts& parts, const Share& share) {
-    write_sum(gate, gate.team.unit(), p.grad_gate, parts, share);
-  });
+  bring_together(gate.team, shared,
+                 [&](const Parts& parts, const Share& share) { write_sum(gate, gate.team.unit(), p.grad_gate, parts, share); });
 }
 
 __global__ void backward_sum_kernel(const __grid_constant__ Gate<GateBackward> gate) {
@@ -163,9 +166,8 @@ __global__ __launch_bounds__(kThreads, 2) void double_backward_kernel(const __gr
   }
   if (!p.out_gate) return;
   float* shared = leave_sum(gate, at, sum);
-  bring_together(gate.team, shared, [&](const Parts& parts, const Share& share) {
-    write_sum(gate, gate.team.unit(), p.out_gate, parts, share);
-  });
+  bring_together(gate.team, shared,
+                 [&](const Parts& parts, const Share& share) { write_sum(gate, gate.team.unit(), p.out_gate, parts, share); });
 }
 
 __global__ void double_backward_sum_kernel(const __grid_constant__ Gate<GateDoubleBackward> gate) {
@@ -182,7 +184,8 @@ Gate<Problem> plan(const Problem& problem, bool wide, bool sums, const Device& d
   while (lanes < vectors && lanes < kMostLanes) lanes *= 2;
   const int tiles = int((vectors + lanes - 1) / lanes);
   const int64_t units = problem.shape.batch * tiles, least = 4 * kThreads / lanes;
-  Team team = make_team(units, problem.shape.tokens, least, lanes * kVector<T>, int64_t(kBlocks) * device.processors, device, queue);
+  Team team =
+      make_team(units, problem.shape.tokens, least, lanes * kVector<T>, int64_t(kBlocks) * device.processors, device, queue);
   if (!sums) team.part = 0;
   return {problem, team, lanes, tiles, wide};
 }

@@ -309,9 +309,8 @@ __global__ __launch_bounds__(kThreads, 2) void double_backward_kernel(const __gr
   }
   if (!p.out_gamma) return;
   float* shared = leave_sums(norm.team, at, sums);
-  bring_together(norm.team, shared, [&](const Parts& parts, const Share& share) {
-    write_sums(norm, at.b, {p.out_gamma}, parts, share);
-  });
+  bring_together(norm.team, shared,
+                 [&](const Parts& parts, const Share& share) { write_sums(norm, at.b, {p.out_gamma}, parts, share); });
 }
 
 __global__ void double_backward_sum_kernel(const __grid_constant__ Norm<NormDoubleBackward> norm) {

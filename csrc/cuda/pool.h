@@ -1,4 +1,4 @@
-// What the orders of additive pooling share; lada_kernels/reference/additive_pool.py derives every formula and names every letter.
+// What the orders of additive pooling share; lada_kernels/reference/additive_pool.py derives every formula and names each letter.
 //
 // A row of `lanes` threads works on a token, each on 8 of its channels, and on a few tokens at a time. Scores are sums over all
 // channels, for every head: partial sums are exchanged in a pattern that leaves each lane with those of one head, lane % HT,
@@ -26,8 +26,12 @@ using ForAll = Form<2, 1, 512, 1, true>;
 
 // For inner products alone, of two tensors: half the heads where there would be too few registers. Groups stand side by side,
 // so that the second finds the tokens in a cache.
-template <class F> struct Dots { using Type = Form<4, 1, 128, 2, F::kHeads == 8, true>; };
-template <> struct Dots<ForAll> { using Type = Form<1, 1, 512, 1, true, true>; };
+template <class F> struct Dots {
+  using Type = Form<4, 1, 128, 2, F::kHeads == 8, true>;
+};
+template <> struct Dots<ForAll> {
+  using Type = Form<1, 1, 512, 1, true, true>;
+};
 template <class F> using ForDots = typename Dots<F>::Type;
 
 template <class T> using PoolChannels = Channels<T, kChannels / kVector<T>>;
@@ -35,9 +39,11 @@ template <class T> using PoolChannels = Channels<T, kChannels / kVector<T>>;
 // How a kernel is laid out; chosen on the host. Offsets count floats of shared memory.
 struct Layout {
   int lanes, threads, group, groups, held;  // held: heads of an operand in shared memory
-  int teams;      // that share the batch elements among them
+  int teams;                                // that share the batch elements among them
   bool wide;
-  bool diagonal;  // each head pools its own channels, but PER_HEAD's vectors do not fit: pooled vectors are spread over all channels, zero outside of their head
+  // Each head pools its own channels, but PER_HEAD's vectors do not fit them: pooled vectors are spread over all channels,
+  // zero outside of their head.
+  bool diagonal;
   int weights, exchange, inner, carry, part, weight_part, total;
 
   bool fits(bool general, int64_t shared) const { return 4 * int64_t(total) <= shared && (general || groups == 1); }
@@ -58,16 +64,21 @@ template <class T, class F, bool PER_HEAD> struct Row {
   const Layout& layout;
   float* shared;
   PoolChannels<T> channels;
-  int index, head;       // which row; the head, of a group, that this lane ends up with
-  int warp, neighbours;  // the row's first warp; which of the rows, or warps of a row, whose lanes tell each other their weights
-  int own[2];            // for PER_HEAD, the heads that the halves of its channels belong to, counted from the group's first
+  int index, head;  // which row; the head, of a group, that this lane ends up with
+  int warp,
+      neighbours;  // the row's first warp; which of the rows, or warps of a row, whose lanes tell each other their weights
+  int own[2];      // for PER_HEAD, the heads that the halves of its channels belong to, counted from the group's first
   int total_heads, channels_of_head, first_head = 0, parity = 0;
 
   __device__ Row(const Layout& layout, const Shape& shape)
-      : layout(layout), shared(shared_memory()),
+      : layout(layout),
+        shared(shared_memory()),
         channels{int(threadIdx.x) % layout.lanes, layout.lanes, int(shape.channels), layout.wide},
-        index(threadIdx.x / layout.lanes), head(threadIdx.x % HT), warp(index * layout.lanes / 32),
-        neighbours(threadIdx.x / min(layout.lanes, 32)), total_heads(int(shape.heads)),
+        index(threadIdx.x / layout.lanes),
+        head(threadIdx.x % HT),
+        warp(index * layout.lanes / 32),
+        neighbours(threadIdx.x / min(layout.lanes, 32)),
+        total_heads(int(shape.heads)),
         channels_of_head(max(1, int(shape.channels / shape.heads))) {
     choose_group(0);
   }
@@ -77,7 +88,9 @@ template <class T, class F, bool PER_HEAD> struct Row {
     for (int half = 0; half < 2; ++half) own[half] = channel(4 * half) / channels_of_head - first_head;
   }
 
-  __device__ int heads() const { return F::kGeneral ? min(layout.group, total_heads - first_head) : total_heads; }  // of this group
+  __device__ int heads() const {
+    return F::kGeneral ? min(layout.group, total_heads - first_head) : total_heads;
+  }                                                                               // of this group
   __device__ bool leads() const { return channels.lane < HT && head < heads(); }  // among the lanes with this head
   __device__ int channel(int place) const { return channels.first(place / kVector<T>) + place % kVector<T>; }
   __device__ bool owns(int half) const { return own[half] >= 0 && own[half] < heads(); }
@@ -98,7 +111,7 @@ template <class T, class F, bool PER_HEAD> struct Row {
 
   __device__ float4 half_of(const float* operand, int h, int half) const {
     return h < layout.held ? reinterpret_cast<const float4*>(operand)[(h * 2 + half) * layout.lanes + channels.lane]
-                            : float4{0, 0, 0, 0};
+                           : float4{0, 0, 0, 0};
   }
 
   __device__ void all_of(const float* operand, int h, float (&out)[kChannels]) const {
@@ -273,7 +286,8 @@ template <class T, class F, bool PER_HEAD> struct Row {
   // What is written of a tile, on its way from one group of heads to the next: every thread's own.
   __device__ void carry(const float (&values)[U][kChannels]) const {
 #pragma unroll
-    for (int i = 0; i < U * kChannels; ++i) shared[layout.carry + i * F::kThreads + threadIdx.x] = values[i / kChannels][i % kChannels];
+    for (int i = 0; i < U * kChannels; ++i)
+      shared[layout.carry + i * F::kThreads + threadIdx.x] = values[i / kChannels][i % kChannels];
   }
 
   __device__ void take_carried(bool carried, float (&values)[U][kChannels]) const {
@@ -301,8 +315,8 @@ template <class T, class F, bool PER_HEAD> struct Row {
     return ((h * 2 + place / 4) * layout.lanes + lane) * 4 + place % 4;
   }
 
-  // to [count heads, half, lane, 4] = the sums over the block's rows of `values`, each times its row's `factor`. One place after
-  // the other (volatile): all at once would take more registers than there are.
+  // to [count heads, half, lane, 4] = the sums over the block's rows of `values`, each times its row's `factor`. One place
+  // after the other (volatile): all at once would take more registers than there are.
   template <int COUNT, class Factor>
   __device__ void sum_rows(float* to, const float (&values)[COUNT][kChannels], Factor factor) const {
     const int count = min(COUNT, layout.group);
@@ -334,8 +348,7 @@ template <class T, class F, bool PER_HEAD> struct Row {
 };
 
 // Which of U tokens, n and every `step` after it, take part: one bit each.
-template <int U>
-__device__ inline unsigned live_tokens(const uint8_t* mask, int64_t first, int n, int step, int end) {
+template <int U> __device__ inline unsigned live_tokens(const uint8_t* mask, int64_t first, int n, int step, int end) {
   unsigned live = 0;
 #pragma unroll
   for (int u = 0; u < U; ++u) live |= unsigned(n + u * step < end && (!mask || mask[first + n + u * step])) << u;
@@ -357,47 +370,6 @@ __device__ inline void widen_live(const uint4 (&raw)[U][kChannels / kVector<T>],
   }
 }
 
-// Sums of w̄: those that a block has at layout.weight_part, or its cluster's, go to a slot of their own: [slots, H, D].
-template <class T, class F, bool PER_HEAD>
-__device__ inline void leave_weight_sum(const Row<T, F, PER_HEAD>& row, const Team& team, int64_t slot, float* slots) {
-  const float* part = row.shared + row.layout.weight_part;
-  const int64_t D = row.channels.total;
-  const auto write = [&](const Parts& parts, const Share& share, int64_t to) {
-    share.for_each(row.heads() * D, [&](int64_t i) {
-      slots[(to * row.total_heads + row.first_head) * D + i] = parts.sum(row.place_of(int(i / D), int(i % D)));
-    });
-  };
-  if (team.cluster)
-    bring_together(team, const_cast<float*>(part), [&](const Parts& parts, const Share& share) { write(parts, share, slot); });
-  else
-    write(Parts{part, 0, 1, false}, Share{0, 1}, slot * team.chunks + team.chunk());
-}
-
-struct SlotSum {
-  const float* slots;   // [count, size]
-  const float* addend;  // [size] or null
-  float* out;           // [size]
-  int64_t count, size;
-};
-
-constexpr int kSlotLanes = 8, kSlotThreads = 256;
-
-// 32 places by 8 shares of the slots.
-template <int> __global__ void sum_slots_kernel(const __grid_constant__ SlotSum sum) {
-  float* shared = shared_memory();
-  const int64_t place = int64_t(blockIdx.x) * (kSlotThreads / kSlotLanes) + threadIdx.x % (kSlotThreads / kSlotLanes);
-  float total = 0;
-  if (place < sum.size)
-    for (int64_t slot = threadIdx.x / (kSlotThreads / kSlotLanes); slot < sum.count; slot += kSlotLanes)
-      total += sum.slots[slot * sum.size + place];
-  shared[threadIdx.x] = total;
-  __syncthreads();
-  if (threadIdx.x >= kSlotThreads / kSlotLanes || place >= sum.size) return;
-  total = sum.addend ? sum.addend[place] : 0.0f;
-  for (int share = 0; share < kSlotLanes; ++share) total += shared[share * (kSlotThreads / kSlotLanes) + threadIdx.x];
-  sum.out[place] = total;
-}
-
 // A row's tokens, U at a time, the next ones under way; zeros where they are not `wanted`.
 template <class T, int U> struct Stream {
   static constexpr int P = kChannels / kVector<T>, kAhead = 2 / P;
@@ -409,8 +381,7 @@ template <class T, int U> struct Stream {
   uint4 ahead[kAhead][U][P] = {};
 
   // From token n on, every `step`.
-  __device__ Stream(const Tokens& x, int64_t b, int n, int step, int end, const PoolChannels<T>& channels,
-                    bool wanted = true)
+  __device__ Stream(const Tokens& x, int64_t b, int n, int step, int end, const PoolChannels<T>& channels, bool wanted = true)
       : x(x), channels(channels), b(b), step(step), end(end), wanted(wanted) {
 #pragma unroll
     for (int i = 0; i < kAhead; ++i)
@@ -425,95 +396,6 @@ template <class T, int U> struct Stream {
     if (wanted) load(x, b, n + kAhead * U * step, step, end, channels, ahead[kAhead - 1]);
   }
 };
-
-// ---- on the host ----
-
-inline Outcome sum_slots(const SlotSum& sum, const Queue& queue) {
-  const int64_t places = kSlotThreads / kSlotLanes;
-  return start(sum_slots_kernel<0>, sum, {(sum.size + places - 1) / places, kSlotThreads, kSlotThreads * 4}, queue);
-}
-
-// Where the slots of a sum of w̄ are: in the workspace, or, for a sole one, in the result.
-struct WeightSlots {
-  float *out, *first;
-  int64_t count, size, wanted;
-
-  WeightSlots(void* result, const Shape& shape, int64_t count, void* workspace)
-      : out(static_cast<float*>(result)), first(static_cast<float*>(count == 1 || !out ? result : workspace)), count(count),
-        size(shape.heads * shape.channels), wanted(out && count > 1 ? count * size * 4 : 0) {}
-
-  Outcome sum(const Queue& queue) const {
-    return out && count != 1 ? sum_slots({first, nullptr, out, count, size}, queue) : Outcome{};
-  }
-};
-
-// What a kernel needs of shared memory, beside operands and its part.
-struct Needs {
-  int operands;  // of [H,D], resident
-  int kinds;     // of weights that lanes tell each other
-  int sums;      // of a token and head that go across warps
-  int inner;     // values of a head
-  bool carries;  // from one group of heads to the next, what is written of a tile
-  int pooled_part, weight_part, fixed_part;  // of a block's part: [pooled, D] and [weight times group, D] and [fixed, HT]
-};
-
-inline int lanes_for(const Shape& shape) {
-  int lanes = 8;
-  while (lanes * kChannels < shape.channels) lanes *= 2;
-  return lanes;
-}
-
-template <class T, class F>
-Layout make_layout(const Shape& shape, bool per_head, bool wide, const Needs& needs, const Device& device) {
-  constexpr int HT = F::kHeads;
-  Layout layout{};
-  layout.lanes = lanes_for(shape);
-  layout.threads = F::kThreads;
-  layout.wide = wide;
-  layout.diagonal = per_head;  // where the kernel is not for PER_HEAD
-  const int warps = layout.threads / 32, parts = layout.threads / (layout.lanes < 32 ? layout.lanes : 32);
-  for (layout.group = int(shape.heads < HT ? shape.heads : HT);; layout.group = (layout.group + 1) / 2) {
-    layout.groups = int((shape.heads + layout.group - 1) / layout.group);
-    layout.held = F::kOnlyDots ? HT : layout.group;
-    layout.weights = needs.operands * layout.operand();
-    layout.exchange = layout.weights + parts * needs.kinds * HT * F::kTokens;
-    layout.inner = layout.exchange + (layout.lanes > 32 ? 2 * warps * HT * needs.sums * F::kTokens : 0);
-    layout.carry = layout.inner + needs.inner * HT;
-    layout.part = layout.carry + (layout.groups > 1 && needs.carries ? F::kTokens * kChannels * layout.threads : 0);
-    layout.weight_part = layout.part + needs.fixed_part * HT + min(needs.pooled_part, layout.group) * kChannels * layout.lanes;
-    layout.total = layout.weight_part + needs.weight_part * layout.operand();
-    if (!F::kGeneral || layout.fits(true, device.shared) || layout.group == 1) return layout;
-  }
-}
-
-template <class F> int64_t pool_blocks(const Device& device) { return int64_t(F::kBlocks) * device.processors; }
-
-// Teams for batch elements (times `groups`): as many elements one after the other as leave all blocks work at once.
-template <class F> Team pool_team(const Shape& shape, Layout& layout, int64_t groups, int64_t least, int64_t part, const Device& device,
-                                  const Queue& queue) {
-  const int64_t blocks = pool_blocks<F>(device), each = (shape.batch * groups + blocks - 1) / blocks;
-  layout.teams = each ? int((shape.batch + each - 1) / each) : 0;
-  return make_team(layout.teams * groups, shape.tokens, least, part, blocks, device, queue);
-}
-
-constexpr int64_t kMostTokens = int64_t(1) << 30;  // of a batch element, whose tokens are counted in 32 bits
-constexpr int64_t kDoesNotFit = -1;  // instead of wanted bytes: the form takes more shared memory than there is
-
-// body(T, Form, whether PER_HEAD) as types, for a problem whose heads may be too narrow for PER_HEAD's vectors.
-template <class Body> Outcome dispatch_pool(const Shape& shape, bool per_head, Body body) {
-  if (shape.tokens > kMostTokens) return {0, "more tokens than the kernels of additive pooling count"};
-  return dispatch(shape.dtype, [&](auto storage) -> Outcome {
-    const auto in_form = [&](auto form) -> Outcome {
-      const bool vectors = per_head && shape.channels / shape.heads % kVector<decltype(storage)> == 0;
-      return vectors ? body(storage, form, std::true_type()) : body(storage, form, std::false_type());
-    };
-    Outcome outcome{kDoesNotFit, nullptr};
-    if (lanes_for(shape) <= ForEight::kThreads && shape.heads <= ForEight::kHeads)
-      outcome = shape.heads > ForFour::kHeads ? in_form(ForEight()) : in_form(ForFour());
-    if (outcome.wanted == kDoesNotFit) outcome = body(storage, ForAll(), std::false_type());
-    return outcome.wanted == kDoesNotFit ? Outcome{0, "the device has too little shared memory for this many channels"} : outcome;
-  });
-}
 
 }  // namespace cuda
 }  // namespace lada

@@ -1,13 +1,15 @@
 // The forward of additive pooling: one read of x, and an online softmax for each row of threads.
 #pragma once
 
-#include "pool.h"
+#include "pool_plan.h"
 
 namespace lada {
 namespace cuda {
 
 // The part of a block: m [HT], Z [HT], Σ exp(s - m) y [group, half, lane, 4] or, for PER_HEAD, [1, half, lane, 4].
-template <class F> constexpr Needs pool_forward_needs(bool per_head) { return {1, 2, 1, 0, false, per_head ? 1 : F::kHeads, 0, 2}; }
+template <class F> constexpr Needs pool_forward_needs(bool per_head) {
+  return {1, 2, 1, 0, false, per_head ? 1 : F::kHeads, 0, 2};
+}
 
 // Pool tokens [begin, end) of batch element b, leaving the block's part at `part`. The scores go to alpha [B,H,N], if wanted.
 template <class T, class F, bool PER_HEAD>

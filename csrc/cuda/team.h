@@ -87,14 +87,19 @@ inline Team make_team(int64_t units, int64_t tokens, int64_t least, int64_t part
     while (power < chunks && power < kMostInCluster) power *= 2;
     chunks = power;
   }
-  return {static_cast<float*>(queue.workspace), tokens, (tokens + chunks - 1) / chunks, part, int(chunks), cluster,
+  return {static_cast<float*>(queue.workspace),
+          tokens,
+          (tokens + chunks - 1) / chunks,
+          part,
+          int(chunks),
+          cluster,
           int((part + 255) / 256 < 1 ? 1 : (part + 255) / 256)};
 }
 
 // Start a kernel that leaves parts, and where they are no cluster's the one that brings them together.
 template <class Arguments>
-Outcome start_teams(void (*kernel)(Arguments), void (*second)(Arguments), const Arguments& arguments, int64_t units, int threads,
-                    int64_t shared, const Queue& queue, int64_t second_shared = 0) {
+Outcome start_teams(void (*kernel)(Arguments), void (*second)(Arguments), const Arguments& arguments, int64_t units,
+                    int threads, int64_t shared, const Queue& queue, int64_t second_shared = 0) {
   const Team& team = arguments.team;
   const int64_t wanted = team.workspace_bytes(units);
   if (wanted > queue.workspace_bytes) return {wanted, nullptr};

@@ -100,8 +100,8 @@ template <class T> __device__ inline T* writable_row(const Tokens& x, int64_t b,
 // A thread's channels of U tokens, n and every `step` after it; zeros for those from `end` on and for an absent x.
 // Tokens are counted in 64 bits or, to spare registers, in 32.
 template <class T, int P, int U, class Count>
-__device__ inline void load(const Tokens& x, int64_t b, Count n, std::common_type_t<Count> step,
-                            std::common_type_t<Count> end, const Channels<T, P>& channels, uint4 (&out)[U][P]) {
+__device__ inline void load(const Tokens& x, int64_t b, Count n, std::common_type_t<Count> step, std::common_type_t<Count> end,
+                            const Channels<T, P>& channels, uint4 (&out)[U][P]) {
 #pragma unroll
   for (int u = 0; u < U; ++u)
 #pragma unroll
@@ -161,9 +161,12 @@ __device__ inline void store(const Tokens& x, int64_t b, int64_t n, const Channe
 // body(a value of the storage type) for the type that `dtype` names; F64 never comes here.
 template <class Body> Outcome dispatch(DType dtype, Body body) {
   switch (dtype) {
-    case DType::BF16: return body(__nv_bfloat16());
-    case DType::F16: return body(__half());
-    default: return body(float());
+    case DType::BF16:
+      return body(__nv_bfloat16());
+    case DType::F16:
+      return body(__half());
+    default:
+      return body(float());
   }
 }
 

@@ -19,7 +19,7 @@ namespace cuda {
 struct Device {
   int processors;
   int64_t shared;  // bytes of shared memory that a block can have
-  bool clusters;   // blocks can be started in clusters that reach into each other's shared memory
+  bool clusters;   // blocks can be started in clusters that reach into each other's shared memory, and the kernels know how
 };
 
 struct Grid {
@@ -31,37 +31,45 @@ struct Grid {
 
 inline const char* error_text(cudaError_t error) { return error == cudaSuccess ? nullptr : cudaGetErrorString(error); }
 
+template <int> __global__ void probe_kernel() {}
+
+// What is known of device `index`, the current one.
 inline const char* describe(int index, Device& device) {
+  static std::mutex mutex;
+  static std::array<Device, 64> known{};
+  const std::lock_guard<std::mutex> lock(mutex);
+  const bool kept = index < int(known.size());
+  if (kept && known[index].processors) {
+    device = known[index];
+    return nullptr;
+  }
   int processors, shared, clusters;
+  cudaFuncAttributes built;  // PTX of an architecture without clusters may be all that was built, and runs on one with them
   cudaError_t error = cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, index);
   if (error == cudaSuccess) error = cudaDeviceGetAttribute(&shared, cudaDevAttrMaxSharedMemoryPerBlockOptin, index);
   if (error == cudaSuccess) error = cudaDeviceGetAttribute(&clusters, cudaDevAttrClusterLaunch, index);
-  if (error == cudaSuccess) device = {processors, shared, clusters != 0};
-  return error_text(error);
+  if (error == cudaSuccess) error = cudaFuncGetAttributes(&built, probe_kernel<0>);
+  if (error != cudaSuccess) return error_text(error);
+  device = {processors, shared, clusters && built.ptxVersion >= 90};
+  if (kept) known[index] = device;
+  return nullptr;
 }
 
 // body(device) with the queue's device as the current one.
 template <class Body> Outcome on_device(const Queue& queue, Body body) {
-  static std::mutex mutex;
-  static std::array<Device, 64> known{};
-  Device device;
-  {
-    const std::lock_guard<std::mutex> lock(mutex);
-    Device* kept = queue.device < int(known.size()) ? &known[queue.device] : nullptr;
-    if (kept && kept->processors) {
-      device = *kept;
-    } else {
-      if (const char* error = describe(queue.device, device)) return {0, error};
-      if (kept) *kept = device;
-    }
-  }
   int before;
   if (const char* error = error_text(cudaGetDevice(&before))) return {0, error};
-  if (before == queue.device) return body(device);
-  if (const char* error = error_text(cudaSetDevice(queue.device))) return {0, error};
-  const Outcome outcome = body(device);
-  const char* error = error_text(cudaSetDevice(before));
-  return outcome.error || !error ? outcome : Outcome{0, error};
+  const bool elsewhere = before != queue.device;
+  if (elsewhere)
+    if (const char* error = error_text(cudaSetDevice(queue.device))) return {0, error};
+  Device device;
+  const char* error = describe(queue.device, device);
+  Outcome outcome = error ? Outcome{0, error} : body(device);
+  if (elsewhere) {
+    error = error_text(cudaSetDevice(before));
+    if (!outcome.error) outcome.error = error;
+  }
+  return outcome;
 }
 
 // Start a kernel, which takes one struct; no blocks, no start.
@@ -98,7 +106,7 @@ __device__ inline float* shared_memory() {
 // Every thread of the cluster's blocks arrives; what they wrote, to global memory too, is seen by all after it.
 __device__ inline void cluster_barrier() {
 #if __CUDA_ARCH__ >= 900
-  asm volatile("barrier.cluster.arrive.release.aligned;\n\tbarrier.cluster.wait.acquire.aligned;" ::: "memory");
+  asm volatile("barrier.cluster.arrive.release;\n\tbarrier.cluster.wait.acquire;" ::: "memory");
 #endif
 }
 

@@ -2,20 +2,24 @@
 
 import dataclasses
 from collections.abc import Callable
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
 from functools import partial
 
 import torch
 from torch import Tensor
 
 from benchmarks import peers
-from lada_kernels import additive_attention, additive_pool, gated_product, modulated_layer_norm
+from lada_kernels import additive_attention, additive_pool, gated_product, modulated_layer_norm, use_backend
 from lada_kernels.training.config import PRESETS, Config
 
 ORDERS = ("forward", "backward", "double backward")
 DTYPES = (torch.float32, torch.bfloat16)
+TOLERANCES = {torch.float32: 1e-5, torch.bfloat16: 2e-2}
+LADAGAN_SHAPES = ((64, 64, 1024, 4), (64, 256, 256, 4), (64, 1024, 64, 4))  # at batch 64
 
 Shape = tuple[int, ...]
+Case = tuple[str, Shape, torch.dtype]  # (op, [B, N, D, H], dtype)
 
 
 @dataclass(frozen=True)
@@ -45,35 +49,46 @@ class Plan:
     """Where to measure, and what."""
 
     device: str
-    ops: tuple[tuple[str, Shape, torch.dtype], ...]  # (op, [B, N, D, H], dtype)
+    ops: tuple[Case, ...]
     modules: tuple[Shape, ...]  # [B, N, D]
     step: Config
+    floors: tuple[Case, ...] = ()
     repeats: int | None = None  # None: what each section is used to
-    largest_truth: int = 2**25  # elements of [B,N,D] up to which all of a case is judged in float64, and a part beyond
+    largest_truth: int = 2**25  # elements of [B,N,D] that are judged in float64 at a time
+    backends: dict[str, str] = field(default_factory=lambda: {"ours": "cpu"})  # what our contestants are called, who computes
+
+    def on(self, name: str) -> AbstractContextManager:
+        """Choose the contestant's backend, if it has one."""
+        return use_backend(self.backends[name]) if name in self.backends else nullcontext()
+
+    def label(self, figure: str, name: str) -> str:
+        """What a figure of one of our contestants is called: plainly where there is one of them."""
+        return figure if len(self.backends) == 1 else f"{figure} {name}"
 
 
 def cpu_plan(device: str) -> Plan:
     """Sizes that two cores go through in some minutes."""
-    attention = ((64, 64, 1024, 4), (64, 256, 256, 4), (64, 1024, 64, 4), (8, 4096, 256, 8), (1, 65536, 256, 8))
+    attention = (*LADAGAN_SHAPES, (8, 4096, 256, 8), (1, 65536, 256, 8))
     ops = [("additive_attention", shape, torch.float32) for shape in attention]
     ops += [(name, (64, 256, 256, 4), dtype) for dtype in DTYPES for name in list(OPS)[1:]]
     return Plan(device, tuple(ops), ((16, 64, 1024), (16, 256, 512), (16, 256, 256), (16, 1024, 64)), step_config(device))
 
 
 def cuda_plan(device: str) -> Plan:
-    """Sizes beyond a GPU's caches: 2^26 and 2^28 elements in each [B,N,D]."""
-    attention = ((64, 1024, 1024, 4), (256, 1024, 256, 8), (64, 4096, 1024, 4), (1, 2**20, 256, 8))
-    ops = [("additive_attention", shape, torch.bfloat16) for shape in attention]
-    ops += [("additive_attention", attention[0], torch.float32)]
-    ops += [(name, attention[0], torch.bfloat16) for name in list(OPS)[1:]]
+    """Sizes beyond a GPU's caches, 2^26 and 2^28 elements in each [B,N,D]; LadaGAN's own, where a launch counts."""
+    ops = [(name, (batch, 4096, 256, 4), torch.bfloat16) for batch in (64, 256) for name in OPS]
+    wide, long = (64, 1024, 1024, 4), (1, 2**20, 64, 4)
+    more = ((wide, torch.bfloat16), (wide, torch.float32), (long, torch.bfloat16))
+    ops += [("additive_attention", shape, dtype) for shape, dtype in more]
     modules = ((64, 64, 1024), (64, 256, 512), (64, 256, 256), (64, 1024, 64))
-    return Plan(device, tuple(ops), modules, step_config(device))
+    floors = tuple(("additive_attention", shape, dtype) for dtype in reversed(DTYPES) for shape in LADAGAN_SHAPES)
+    return Plan(device, tuple(ops), modules, step_config(device), floors)
 
 
 def tiny_plan(device: str) -> Plan:
     """A rehearsal of every section."""
     ops = tuple((name, (2, 8, 16, 4), dtype) for dtype in DTYPES for name in OPS)
-    return Plan(device, ops, ((2, 8, 16),), tiny_config(device), repeats=1)
+    return Plan(device, ops, ((2, 8, 16),), tiny_config(device), ops[:1], repeats=1)
 
 
 PLANS = {"cpu": cpu_plan, "cuda": cuda_plan, "tiny": tiny_plan}

@@ -1,13 +1,15 @@
+import dataclasses
 import math
 
 import pytest
 import torch
 
-from benchmarks import cases, foundation, harness, peers
-from lada_kernels import additive_attention, backends
+from benchmarks import cases, floors, foundation, harness, orders, peers, sanitized
+from lada_kernels import additive_attention, backends, explain
 
 SHAPE = (2, 8, 16, 4)
 PLAN = cases.tiny_plan("cpu")
+TWO = dataclasses.replace(PLAN, backends={"cpu": "cpu", "reference": "reference"})
 MISSING = backends.available()["cpu"]
 pytestmark = pytest.mark.skipif(MISSING is not None, reason=f"backend 'cpu': {MISSING}")
 
@@ -94,7 +96,7 @@ def test_worst_error():
 
 def test_a_result_that_is_not_finite_is_refused_and_can_be_written(tmp_path):
     report = harness.start_report("a test", "as it is")
-    report.rows = [harness.trial("ops", {}, {"ours": lambda: pytest.fail("timed")}, math.inf, 1e-5, repeats=1)]
+    report.rows = [harness.trial("ops", {}, {"ours": lambda: pytest.fail("timed")}, {"ours": math.inf}, 1e-5, repeats=1)]
     assert report.rows[0].refused
     harness.save(report, tmp_path / "out.json")
     assert harness.load(tmp_path / "out.json") == report
@@ -133,7 +135,7 @@ def test_contestants_run_in_turn():
 
 def test_the_report_survives_json(tmp_path):
     report = harness.start_report("a test", "as it is")
-    report.rows = list(foundation.time_module((2, 8, 16), repeats=2))
+    report.rows = list(foundation.time_module((2, 8, 16), 2, PLAN))
     report.sections = ["modules"]
     harness.save(report, tmp_path / "new" / "out.json")
     assert harness.load(tmp_path / "new" / "out.json") == report
@@ -149,7 +151,7 @@ def test_saved_bytes_are_those_of_activations():
 
 
 def test_the_official_step_and_ours_agree():
-    (row,) = foundation.time_step(PLAN.step, repeats=1)
+    (row,) = foundation.time_step(PLAN, repeats=1)
     assert row.refused is None
     assert row.figures["error float32"] < 1e-4
     assert row.figures["better in bfloat16"].startswith("bfloat16")
@@ -158,3 +160,96 @@ def test_the_official_step_and_ours_agree():
 def test_tiny_calls_pass_the_gate():
     rows = list(foundation.overhead(PLAN, repeats=2))
     assert [row.refused for row in rows] == [None] * len(rows)
+
+
+def test_two_backends_race_in_one_row():
+    (row, *_) = foundation.time_op("gated_product", SHAPE, torch.float32, 2, TWO)
+    assert list(row.times) == ["cpu", "reference", "plain", "copy"]
+    assert {"share cpu", "share reference", "speedup cpu", "speedup reference", "plain/bound"} <= set(row.figures)
+    (row, _) = foundation.time_module((2, 8, 16), 1, TWO)
+    assert {"speedup cpu", "saved cpu", "saved reference"} <= set(row.figures)
+    (row,) = foundation.time_step(TWO, repeats=1)
+    assert row.refused is None
+    assert {"speedup cpu float32", "speedup reference bfloat16 channels_last", "better in cpu float32"} <= set(row.figures)
+
+
+def test_each_contestant_is_on_its_backend(monkeypatch):
+    seen = {"cpu": set(), "reference": set()}
+
+    def spying(q, k, v, w):
+        for who in seen:
+            if backends.chosen("additive_attention", q) == who:
+                seen[who].add(len(seen[who]))
+        return additive_attention(q, k, v, w)
+
+    monkeypatch.setitem(cases.OPS, "spying", cases.Op(spying, peers.plain_attention, "tttw", (4, 7, 11)))
+    list(foundation.time_op("spying", SHAPE, torch.float32, 3, TWO))
+    assert len(seen["cpu"]) == len(seen["reference"]) > 3
+    assert explain("gated_product", torch.ones(1, 1, 1)).backend == "cpu"  # as before
+
+
+def test_who_is_wrong_is_refused_a_time_and_the_others_race():
+    calls = {name: lambda: None for name in ("good", "bad", "plain")}
+    row = harness.trial("ops", {}, calls, {"good": 1e-7, "bad": 0.5}, 1e-5, repeats=1)
+    assert set(row.times) == {"good", "plain"}
+    assert "0.5 of bad" in row.refused
+    assert row.error == 0.5
+    assert "REFUSED" in harness.describe(row)
+
+
+def test_the_floors_are_multiples_of_what_starts_nothing():
+    rows = list(floors.floors(TWO, repeats=2))
+    assert [row.case["order"] for row in rows] == ["forward", "backward"]
+    for row in rows:
+        assert row.refused is None
+        assert list(row.times) == ["cpu", "reference", "plain", "copy", "empty"]
+        assert row.figures["floors cpu"] == row.times["cpu"].median / row.times["empty"].median
+
+
+@pytest.mark.parametrize("order", cases.ORDERS)
+@pytest.mark.parametrize("name", list(cases.OPS))
+def test_the_truth_by_parts_is_the_truth(name, order):
+    op = cases.OPS[name]
+    inputs = orders.make_inputs(op.inputs, (5, 8, 16, 4), torch.float32)
+    grad, cotangents = orders.make_cotangents(op, inputs)
+    whole, parts = (orders.truth_of(op, order, inputs, grad, cotangents, largest) for largest in (2**25, 2 * 8 * 16))
+    for one, other in zip(whole, parts, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_a_case_that_fails_takes_nothing_from_the_next():
+    def rows(name, shape, dtype, note):
+        if name == "second":
+            raise torch.OutOfMemoryError("no memory is left")
+        yield harness.Row("ops", {"op": name, "note": note}, 0.0, 1e-5)
+
+    three = [(name, SHAPE, torch.float32) for name in ("first", "second", "third")]
+    first, second, third = orders.over(three, "ops", rows, "a note")
+    assert (first.refused, third.refused) == (None, None)
+    assert second.refused == "OutOfMemoryError: no memory is left"
+    assert second.case == {"op": "second", "shape": list(SHAPE), "dtype": "float32"}
+
+
+def test_backends_are_chosen():
+    assert foundation.choose_backends("cpu", None) == {"ours": "cpu"}
+    assert foundation.choose_backends("cpu", "reference") == {"ours": "reference"}
+    assert foundation.choose_backends("cpu", "cpu,reference") == {"cpu": "cpu", "reference": "reference"}
+    with pytest.raises(SystemExit, match="'cpuu'"):
+        foundation.choose_backends("cpu", "cpuu")
+
+
+@pytest.mark.parametrize("plan", cases.PLANS)
+def test_a_plan_names_what_there_is(plan):
+    plan = cases.PLANS[plan](plan)
+    assert {name for name, *_ in plan.ops + plan.floors} <= set(cases.OPS)
+
+
+def test_the_gpu_is_measured_beyond_its_caches():
+    sizes = {(name, math.prod(shape[:3])) for name, shape, dtype in cases.cuda_plan("cuda").ops if dtype == torch.bfloat16}
+    assert {(name, 2**power) for name in cases.OPS for power in (26, 28)} <= sizes
+
+
+def test_what_a_sanitizer_watches_is_right(monkeypatch):
+    monkeypatch.setattr(sanitized.launch, "DEVICE", "cpu")
+    for name, op in cases.OPS.items():
+        assert sanitized.check(op, (2, 9, 16, 4), torch.bfloat16) <= 1, name

@@ -1,6 +1,7 @@
 """`make gpu` loses nothing of one stage when another fails."""
 
 import os
+import sys
 
 import pytest
 
@@ -8,7 +9,7 @@ from benchmarks import gpu
 
 
 def stage(limit=60, **commands):
-    return gpu.Stage("some", {label: ["-c", code] for label, code in commands.items()}, limit)
+    return gpu.Stage("some", {label: [sys.executable, "-c", code] for label, code in commands.items()}, limit)
 
 
 def test_what_fails_takes_nothing_from_the_others(tmp_path):
@@ -39,8 +40,53 @@ def test_what_runs_out_of_time_keeps_its_log(tmp_path):
 
 
 @pytest.mark.parametrize("dry", [True, False])
-def test_stages(tmp_path, dry):
-    build, tests, figures = gpu.stages(tmp_path, dry)
-    assert build.limit + tests.limit + figures.limit < 600
+def test_stages(tmp_path, dry, monkeypatch):
+    monkeypatch.setattr(gpu, "architecture", lambda dry: "90")
+    build, tests, figures, sanitizer = gpu.stages(tmp_path, dry)
+    assert build.limit + tests.limit + figures.limit + sanitizer.limit < 600
+    assert build.environment == {"LADA_CUDA_ARCHS": os.environ.get("LADA_CUDA_ARCHS", "90")}
     assert all((gpu.ROOT / label).exists() for label in tests.commands)
-    assert ("cuda" in figures.commands["figures"]) != dry
+    assert all(("--tiny" in command) == dry for command in figures.commands.values())
+    assert all("benchmarks.sanitized" in command for command in sanitizer.commands.values() if "-m" in command or dry)
+
+
+def test_an_architecture_that_torch_does_not_know_is_left_to_the_build(tmp_path, monkeypatch):
+    monkeypatch.setattr(gpu, "architecture", lambda dry: None)
+    monkeypatch.delenv("LADA_CUDA_ARCHS", raising=False)
+    assert gpu.stages(tmp_path, False)[0].environment == {}
+
+
+@pytest.fixture
+def toolkit(tmp_path, monkeypatch):
+    """An empty folder in the place of every toolkit."""
+    monkeypatch.setenv("PATH", str(tmp_path / "nowhere"))
+    monkeypatch.setenv("CUDA_HOME", str(tmp_path))
+    return tmp_path
+
+
+def test_a_sanitizer_that_is_not_there_is_said_not_to_have_run(toolkit, monkeypatch):
+    monkeypatch.setattr(gpu.shutil, "which", lambda name, path=None: None)
+    (outcome,) = gpu.run_stage(gpu.Stage("some", gpu.sanitizers(), 60), toolkit, dict(os.environ))
+    assert outcome.passed
+    assert "not run" in str(outcome)
+    assert "compute-sanitizer is neither" in str(outcome)
+    assert "compute-sanitizer is neither" in (toolkit / "gpu-some.log").read_text()
+
+
+@pytest.mark.parametrize("folder", ["bin", "compute-sanitizer"])
+def test_every_tool_of_the_sanitizer_runs_and_one_that_finds_something_fails(toolkit, folder):
+    tool = toolkit / folder / "compute-sanitizer"
+    tool.parent.mkdir()
+    tool.write_text('#!/bin/sh\necho "========= ERROR SUMMARY: $2"\n[ $2 != racecheck ] || exit $4\n')
+    tool.chmod(0o755)
+    outcomes = gpu.run_stage(gpu.Stage("some", gpu.sanitizers(), 60), toolkit, dict(os.environ))
+    assert [outcome.label for outcome in outcomes] == ["memcheck", "racecheck", "initcheck", "synccheck"]
+    assert [outcome.status for outcome in outcomes] == [0, 9, 0, 0]
+    assert str(outcomes[0]).endswith("ERROR SUMMARY: memcheck")
+
+
+def test_a_stage_has_an_environment_of_its_own(tmp_path):
+    code = "import os; print(os.environ['MINE'], os.environ['THEIRS'])"
+    some = gpu.Stage("some", {"some": [sys.executable, "-c", code]}, 60, {"MINE": "here"})
+    (outcome,) = gpu.run_stage(some, tmp_path, dict(os.environ) | {"MINE": "there", "THEIRS": "too"})
+    assert outcome.log == "here too\n"

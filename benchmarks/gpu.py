@@ -10,6 +10,7 @@ import argparse
 import dataclasses
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -92,7 +93,7 @@ def stages(out: Path, dry: bool) -> list[Stage]:
         Stage(
             "build",
             {"build": [*PYTHON, "setup.py", "build_ext", "--inplace"]},
-            110,
+            300 if dry else 110,  # on two cores, and on a GPU's many
             {"LADA_CUDA_ARCHS": architectures} if architectures else {},
         ),
         # A process for each file: most of the time goes into compiling kernels.
@@ -132,10 +133,12 @@ def run_stage(stage: Stage, out: Path, environment: dict[str, str]) -> list[Outc
         begin = time.monotonic()
         with tempfile.TemporaryFile("w+", errors="replace") as log:
             try:
-                options = {"cwd": ROOT, "env": environment | stage.environment, "timeout": max(1, end - begin)}
-                done = subprocess.run(stage.commands[label], stdout=log, stderr=subprocess.STDOUT, **options)
-                status = done.returncode
+                options = {"cwd": ROOT, "env": environment | stage.environment, "start_new_session": True}
+                process = subprocess.Popen(stage.commands[label], stdout=log, stderr=subprocess.STDOUT, **options)
+                status = process.wait(max(1, end - begin))
             except subprocess.TimeoutExpired:
+                os.killpg(process.pid, signal.SIGKILL)  # what it has started, compilers for one, too
+                process.wait()
                 status = None
             log.seek(0)
             return Outcome(label, status, time.monotonic() - begin, log.read())

@@ -2,6 +2,8 @@
 
 import os
 import sys
+import time
+from pathlib import Path
 
 import pytest
 
@@ -39,11 +41,22 @@ def test_what_runs_out_of_time_keeps_its_log(tmp_path):
     assert "begun" in (tmp_path / "gpu-some.log").read_text()
 
 
+def test_what_runs_out_of_time_takes_along_what_it_has_started(tmp_path):
+    code = "import os, subprocess, sys; print(subprocess.Popen(['sleep', '60']).pid, flush=True); os.wait()"
+    (late,) = gpu.run_stage(stage(limit=1, late=code), tmp_path, dict(os.environ))
+    assert late.status is None
+    state = Path(f"/proc/{int(late.log)}/stat")
+    end = time.monotonic() + 10
+    while state.exists() and state.read_text().split()[2] != "Z":  # ended, though perhaps nobody has asked after it
+        assert time.monotonic() < end, "it goes on"
+        time.sleep(0.01)
+
+
 @pytest.mark.parametrize("dry", [True, False])
 def test_stages(tmp_path, dry, monkeypatch):
     monkeypatch.setattr(gpu, "architecture", lambda dry: "90")
     build, tests, figures, sanitizer = gpu.stages(tmp_path, dry)
-    assert build.limit + tests.limit + figures.limit + sanitizer.limit < 600
+    assert dry or build.limit + tests.limit + figures.limit + sanitizer.limit < 600
     assert build.environment == {"LADA_CUDA_ARCHS": os.environ.get("LADA_CUDA_ARCHS", "90")}
     assert all((gpu.ROOT / label).exists() for label in tests.commands)
     assert all(("--tiny" in command) == dry for command in figures.commands.values())

@@ -21,8 +21,9 @@ import torch, lada_kernels
 from lada_kernels import additive_attention, available, use_backend
 print(lada_kernels.__file__)
 assert available()["cpu"] is None, available()["cpu"]
-q, k, v = torch.randn(2, 9, 48).requires_grad_().chunk(3, -1)
-w = torch.randn(4, 16)
+torch.manual_seed(0)
+q, k, v = torch.randn(2, 9, 48, dtype=torch.float64).requires_grad_().chunk(3, -1)
+w = torch.randn(4, 16, dtype=torch.float64)
 results = []
 for name in ("cpu", "reference"):
     with use_backend(name):
@@ -30,7 +31,7 @@ for name in ("cpu", "reference"):
         (slope,) = torch.autograd.grad(out.sum(), q, create_graph=True)
         results.append([out, *torch.autograd.grad(slope.square().sum(), (q, k, v))])
 for fused, plain in zip(*results):
-    torch.testing.assert_close(fused, plain, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(fused, plain, rtol=1e-9, atol=1e-9)
 import lada_kernels.modules, lada_kernels.models.ladagan
 """
 

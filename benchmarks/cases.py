@@ -1,6 +1,7 @@
 """What is measured: the ops with their plain twins, and for each kind of machine the shapes and a training step."""
 
 import dataclasses
+import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
@@ -16,10 +17,11 @@ from lada_kernels.training.config import PRESETS, Config
 ORDERS = ("forward", "backward", "double backward")
 DTYPES = (torch.float32, torch.bfloat16)
 TOLERANCES = {torch.float32: 1e-5, torch.bfloat16: 2e-2}
+PEER_TOLERANCES = {torch.float32: 1e-3, torch.bfloat16: 1e-1}  # they compute what they claim, though they may round more
 LADAGAN_SHAPES = ((64, 64, 1024, 4), (64, 256, 256, 4), (64, 1024, 64, 4))  # at batch 64
 
 Shape = tuple[int, ...]
-Case = tuple[str, Shape, torch.dtype]  # (op, [B, N, D, H], dtype)
+Call = tuple[str, Shape, torch.dtype]  # (op, [B, N, D, H], dtype)
 
 
 @dataclass(frozen=True)
@@ -45,15 +47,31 @@ TINY_SHAPE = (1, 4, 8, 2)  # B, N, D, H
 
 
 @dataclass(frozen=True)
+class Scaling:
+    """One attention layer at batch 1 over ever more tokens; who needs N x N products leaves after so many."""
+
+    channels: int
+    heads: int
+    tokens: tuple[int, ...]
+    most_fused: int  # time is quadratic
+    most_math: int  # memory, too
+
+
+@dataclass(frozen=True)
 class Plan:
     """Where to measure, and what."""
 
     device: str
-    ops: tuple[Case, ...]
-    modules: tuple[Shape, ...]  # [B, N, D]
-    step: Config
-    floors: tuple[Case, ...] = ()
-    repeats: int | None = None  # None: what each section is used to
+    ops: tuple[Call, ...]
+    attention: tuple[Shape, ...]  # [B, N, D]
+    scaling: Scaling
+    models: tuple[Config, ...]
+    floors: tuple[Call, ...] = ()
+    compiled: tuple[Call, ...] = ()  # of `ops`, those whose plain twin also runs compiled: that takes time
+    compile_layers: bool = True  # the official attention layer
+    compile_models: bool = True  # official models, minutes each on few cores
+    repeats: int | None = None  # None: what each suite is used to
+    seconds: float = math.inf  # for the readings of a row, if they are not the fewest
     largest_truth: int = 2**25  # elements of [B,N,D] that are judged in float64 at a time
     backends: dict[str, str] = field(default_factory=lambda: {"ours": "cpu"})  # what our contestants are called, who computes
 
@@ -61,17 +79,22 @@ class Plan:
         """Choose the contestant's backend, if it has one."""
         return use_backend(self.backends[name]) if name in self.backends else nullcontext()
 
-    def label(self, figure: str, name: str) -> str:
-        """What a figure of one of our contestants is called: plainly where there is one of them."""
-        return figure if len(self.backends) == 1 else f"{figure} {name}"
-
 
 def cpu_plan(device: str) -> Plan:
-    """Sizes that two cores go through in some minutes."""
+    """Sizes that two cores go through in ten minutes."""
     attention = (*LADAGAN_SHAPES, (8, 4096, 256, 8), (1, 65536, 256, 8))
     ops = [("additive_attention", shape, torch.float32) for shape in attention]
     ops += [(name, (64, 256, 256, 4), dtype) for dtype in DTYPES for name in list(OPS)[1:]]
-    return Plan(device, tuple(ops), ((16, 64, 1024), (16, 256, 512), (16, 256, 256), (16, 1024, 64)), step_config(device))
+    return Plan(
+        device,
+        tuple(ops),
+        ((16, 64, 1024), (16, 256, 512), (16, 256, 256), (16, 1024, 64)),
+        Scaling(256, 4, tuple(2**power for power in range(6, 17)), most_fused=2**13, most_math=2**12),
+        tuple(model_config(preset, batch, device) for preset, batch in (("cifar10", 16), ("celeba64", 16), ("ffhq128", 4))),
+        compile_models=False,
+        compiled=tuple(call for call in ops if call[1] == (64, 256, 256, 4) and call[2] == torch.float32),
+        seconds=6.0,
+    )
 
 
 def cuda_plan(device: str) -> Plan:
@@ -80,35 +103,53 @@ def cuda_plan(device: str) -> Plan:
     wide, long = (64, 1024, 1024, 4), (1, 2**20, 64, 4)
     more = ((wide, torch.bfloat16), (wide, torch.float32), (long, torch.bfloat16))
     ops += [("additive_attention", shape, dtype) for shape, dtype in more]
-    modules = ((64, 64, 1024), (64, 256, 512), (64, 256, 256), (64, 1024, 64))
-    floors = tuple(("additive_attention", shape, dtype) for dtype in reversed(DTYPES) for shape in LADAGAN_SHAPES)
-    return Plan(device, tuple(ops), modules, step_config(device), floors)
+    return Plan(
+        device,
+        tuple(ops),
+        ((64, 64, 1024), (64, 256, 512), (64, 256, 256), (64, 1024, 64)),
+        Scaling(256, 4, tuple(2**power for power in range(6, 17)), most_fused=2**16, most_math=2**14),
+        tuple(model_config(preset, batch, device) for preset, batch in (("cifar10", 64), ("celeba64", 64), ("ffhq128", 32))),
+        floors=tuple(("additive_attention", shape, dtype) for dtype in reversed(DTYPES) for shape in LADAGAN_SHAPES),
+        compiled=tuple(ops),
+        seconds=4.0,
+    )
 
 
 def tiny_plan(device: str) -> Plan:
-    """A rehearsal of every section."""
+    """A rehearsal of every suite."""
     ops = tuple((name, (2, 8, 16, 4), dtype) for dtype in DTYPES for name in OPS)
-    return Plan(device, ops, ((2, 8, 16),), tiny_config(device), ops[:1], repeats=1)
+    scaling = Scaling(16, 4, (8, 16, 32), most_fused=16, most_math=8)
+    return Plan(
+        device,
+        ops,
+        ((2, 8, 16),),
+        scaling,
+        (tiny_config(device),),
+        floors=ops[:1],
+        compiled=ops[:1],
+        compile_models=False,
+        repeats=1,
+    )
 
 
 PLANS = {"cpu": cpu_plan, "cuda": cuda_plan, "tiny": tiny_plan}
 
 
-def step_config(device: str) -> Config:
-    """LadaGAN-64 in the official sizes, batch 16, R1 every step."""
-    preset, replace = PRESETS["celeba64"], dataclasses.replace
+def model_config(preset: str, batch: int, device: str) -> Config:
+    """A LadaGAN in the official sizes, R1 every step."""
+    config, replace = PRESETS[preset], dataclasses.replace
     return replace(
-        preset,
-        model=replace(preset.model, flavor="torch"),
-        optim=replace(preset.optim, batch_size=16, r1=1e-2, r1_every=1),
-        run=replace(preset.run, device=device),
+        config,
+        model=replace(config.model, flavor="torch"),
+        optim=replace(config.optim, batch_size=batch, r1=1e-2, r1_every=1),
+        run=replace(config.run, device=device),
     )
 
 
 def tiny_config(device: str) -> Config:
     """A LadaGAN that is only as large as its code needs."""
-    config = step_config(device)
+    config = model_config("celeba64", 4, device)
     small = dataclasses.replace(
         config.model, img_size=32, dim=(64, 16, 8), mlp_dim=(8, 8, 8), enc_dim=(8, 16), out_dim=(8, 8), d_mlp_dim=8
     )
-    return dataclasses.replace(config, model=small, optim=dataclasses.replace(config.optim, batch_size=4))
+    return dataclasses.replace(config, model=small)

@@ -1,64 +1,25 @@
-"""Timing to rely on: results proven first, contestants in turn in one process, medians with their spread, kept as JSON."""
+"""Timing to rely on: results proven first, contestants in turn in one process, medians with their spread."""
 
 import ctypes
-import dataclasses
 import gc
 import json
 import math
 import os
-import subprocess
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, field
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from lada_kernels import info
+from benchmarks.record import Timing
 
 Contestant = Callable[[], Any]
 Around = Callable[[str], AbstractContextManager]  # a contestant's name -> what its calls need, off the clock
-
-
-@dataclass
-class Timing:
-    """Seconds of one call: the median and the 20th and 80th percentiles of `repeats` readings."""
-
-    median: float
-    p20: float
-    p80: float
-    repeats: int
-
-
-@dataclass
-class Row:
-    """One case: how far the result was from the truth, and, if near enough, everybody's times and what follows from them."""
-
-    section: str
-    case: dict[str, Any]
-    error: float | None  # None: not finite, or of a wrong shape
-    tolerance: float
-    refused: str | None = None
-    times: dict[str, Timing] = field(default_factory=dict)
-    figures: dict[str, Any] = field(default_factory=dict)
-
-
-@dataclass
-class Report:
-    """What one run found, and all that is needed to judge or repeat it."""
-
-    command: str
-    date: str
-    commit: str | None
-    dirty: bool | None
-    allocator: str
-    machine: dict[str, Any]  # `lada_kernels.info`: versions, devices with the instruction set used, backends, environment
-    sections: list[str] = field(default_factory=list)  # those that were completed
-    rows: list[Row] = field(default_factory=list)
+FEWEST = 3  # readings, however long they take
 
 
 def keep_freed_memory() -> str:
@@ -74,36 +35,6 @@ def keep_freed_memory() -> str:
     if mallopt(m_mmap_threshold, most) and mallopt(m_trim_threshold, most):
         return "freed memory is kept, for all contestants alike: mallopt M_MMAP_THRESHOLD and M_TRIM_THRESHOLD at 2^31-1"
     return "mallopt refused M_MMAP_THRESHOLD and M_TRIM_THRESHOLD at 2^31-1: fresh outputs may be timed with their page faults"
-
-
-def start_report(command: str, allocator: str) -> Report:
-    """An empty report on this machine, now."""
-
-    def git(*args: str) -> str | None:
-        done = subprocess.run(["git", "-C", str(Path(__file__).parent.parent), *args], capture_output=True, text=True)
-        return done.stdout.strip() if done.returncode == 0 else None
-
-    changes = git("status", "--porcelain", "--", ":/", ":(top,exclude)benchmarks/results")
-    machine = info.collect() | {"torch_cpu_capability": torch.backends.cpu.get_cpu_capability()}
-    now = datetime.now(timezone.utc).isoformat(timespec="seconds")
-    return Report(command, now, git("rev-parse", "HEAD"), None if changes is None else bool(changes), allocator, machine)
-
-
-def save(report: Report, path: Path) -> None:
-    """Write as JSON, whole or not at all; makes the folder."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(json.dumps(dataclasses.asdict(report), indent=1, allow_nan=False) + "\n")
-    os.replace(partial, path)
-
-
-def load(path: Path) -> Report:
-    """Read what `save` wrote."""
-    report = Report(**json.loads(path.read_text()))
-    report.rows = [Row(**row) for row in report.rows]
-    for row in report.rows:
-        row.times = {name: Timing(**timing) for name, timing in row.times.items()}
-    return report
 
 
 def worst_error(results: Sequence[Tensor | None], truth: Sequence[Tensor | None]) -> float:
@@ -148,9 +79,9 @@ def seconds_of(call: Contestant, calls: int, device: str) -> float:
 
 
 def peak_bytes(call: Contestant, device: str) -> int:
-    """The most device memory that a call has allocated at once, its results included; 0 on a CPU."""
+    """The most memory that a call has allocated at once, its results included."""
     if device == "cpu":
-        return 0
+        return _profiled_peak(call)
     module = torch.get_device_module(device)
     module.synchronize()
     module.reset_peak_memory_stats()
@@ -158,6 +89,40 @@ def peak_bytes(call: Contestant, device: str) -> int:
     call()
     module.synchronize()
     return module.max_memory_allocated() - before
+
+
+def _profiled_peak(call: Contestant) -> int:
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # else the profiler says when it starts and stops
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profiler:
+        result = call()
+    with tempfile.TemporaryDirectory() as folder:
+        trace = Path(folder) / "trace.json"
+        profiler.export_chrome_trace(str(trace))
+        events = json.loads(trace.read_text())["traceEvents"]
+    del result  # its memory was not freed within the profile
+    allocated = [event for event in events if event.get("name") == "[memory]"]
+    held = peak = 0
+    for event in sorted(allocated, key=lambda event: event["args"]["Ev Idx"]):
+        held += event["args"]["Bytes"]
+        peak = max(peak, held)
+    return peak
+
+
+def saved_bytes(call: Contestant, parameters: Sequence[Tensor] = ()) -> int:
+    """What one forward keeps for its backward, parameters aside: the sizes of the distinct storages."""
+    given = {p.untyped_storage().data_ptr() for p in parameters}
+    saved = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in given:
+            saved[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        out = call()
+    del out  # kept until here, so that no storage was freed and its address used again
+    return sum(saved.values())
 
 
 def head_start(around: Around, device: str) -> Around:
@@ -183,10 +148,12 @@ def race(
     calls: int = 1,
     device: str = "cpu",
     around: Around = nullcontext,
-) -> dict[str, Timing]:
-    """Time everybody's calls in turn: noise and clock changes meet all alike.
+    budget: float = math.inf,
+) -> dict[str, list[float]]:
+    """Seconds that everybody's calls took, in turn: noise and clock changes meet all alike.
 
     A reading takes the mean of `calls` calls in a row: more than one where the clock and cold caches would outweigh a call.
+    No further turn begins after `budget` seconds, but for the first `FEWEST`.
     """
     seconds: dict[str, list[float]] = {name: [] for name in contestants}
     for name, call in contestants.items():
@@ -195,38 +162,17 @@ def race(
                 call()
     gc.collect()
     gc.disable()
+    end = time.monotonic() + budget
     try:
-        for _ in range(repeats):
+        for turn in range(repeats):
+            if turn >= FEWEST and time.monotonic() > end:
+                break
             for name, call in contestants.items():
                 with around(name):
                     seconds[name].append(seconds_of(call, calls, device))
     finally:
         gc.enable()
-    return {name: _timing(values) for name, values in seconds.items()}
-
-
-def trial(
-    section: str,
-    case: dict[str, Any],
-    contestants: dict[str, Contestant],
-    errors: dict[str, float],
-    tolerance: float,
-    repeats: int,
-    **options: Any,
-) -> Row:
-    """The gate and, past it, the race: who is further than `tolerance` from the truth is refused a time.
-
-    The others race unless nobody is left of those who were judged. `options`: as `race` takes them.
-    """
-    worst = max(errors.values(), key=lambda error: error if math.isfinite(error) else math.inf)
-    row = Row(section, case, worst if math.isfinite(worst) else None, tolerance)
-    wrong = {name: error for name, error in errors.items() if not error <= tolerance}
-    if wrong:
-        sizes = ", ".join(f"{error:.3g}" if len(errors) == 1 else f"{error:.3g} of {name}" for name, error in wrong.items())
-        row.refused = f"wrong result: relative error {sizes}, at most {tolerance:g} is allowed"
-    if len(wrong) < len(errors):
-        row.times = race({name: call for name, call in contestants.items() if name not in wrong}, repeats, **options)
-    return row
+    return seconds
 
 
 def copying(size: int, device: str = "cpu") -> Contestant:
@@ -237,24 +183,12 @@ def copying(size: int, device: str = "cpu") -> Contestant:
     return lambda: target.copy_(source)
 
 
-def speedup(row: Row, name: str, over: str) -> float:
-    """How many times faster `name` was than `over`, by their medians."""
-    return row.times[over].median / row.times[name].median
+def multiplying(size: int, dtype: torch.dtype, device: str = "cpu") -> Contestant:
+    """A product of two square matrices, `2 * size**3` operations."""
+    one, other = torch.randn(2, size, size, device=device).to(dtype)
+    return lambda: one @ other
 
 
-def describe(row: Row) -> str:
-    """The row as a line of text."""
-    case = " ".join("x".join(map(str, v)) if isinstance(v, (list, tuple)) else str(v) for v in row.case.values())
-    refused = f"{case:<58} REFUSED: {row.refused}"
-    if not row.times:
-        return refused
-    scale, unit = (1e6, "us") if all(t.median < 1e-3 for t in row.times.values()) else (1e3, "ms")
-    times = [f"{n} {t.median * scale:.4g} [{t.p20 * scale:.4g}, {t.p80 * scale:.4g}]" for n, t in row.times.items()]
-    figures = [f"{n} {v:.3g}" if isinstance(v, float) else f"{n} {v}" for n, v in row.figures.items()]
-    line = f"{case:<58} {unit}: {'  '.join(times)} | {'  '.join(figures)}"
-    return f"{refused}\n{line}" if row.refused else line
-
-
-def _timing(seconds: list[float]) -> Timing:
+def timing_of(seconds: Sequence[float]) -> Timing:
     quantiles = torch.tensor(seconds, dtype=torch.float64).quantile(torch.tensor([0.5, 0.2, 0.8], dtype=torch.float64))
     return Timing(*quantiles.tolist(), len(seconds))

@@ -1,29 +1,12 @@
 """The three orders of an op as calls through public autograd, and what they must result in."""
 
-import traceback
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
-from benchmarks.cases import TOLERANCES, Case, Op, Shape
-from benchmarks.harness import Contestant, Row
-
-
-def described(name: str, shape: Shape, dtype: torch.dtype) -> dict[str, Any]:
-    return {"op": name, "shape": list(shape), "dtype": str(dtype).removeprefix("torch.")}
-
-
-def over(cases: Sequence[Case], section: str, rows: Callable[..., Iterator[Row]], *args: Any) -> Iterator[Row]:
-    """The rows of every case; one that fails on the device ends in a refusal, and the next may have more luck."""
-    for case in cases:
-        try:
-            yield from rows(*case, *args)
-        except RuntimeError as error:
-            traceback.print_exc()
-            refused = f"{type(error).__name__}: {str(error).strip()[:200]}"
-            yield Row(section, described(*case), None, TOLERANCES[case[-1]], refused)
+from benchmarks.cases import Op, Shape
+from benchmarks.harness import Contestant
 
 
 def make_inputs(kinds: str, shape: Shape, dtype: torch.dtype, device: str = "cpu") -> list[Tensor]:

@@ -1,0 +1,97 @@
+"""Run the suites and keep what they find: python -m benchmarks [--device cuda] [--only ops,attention].
+
+On the CPU two threads; on a machine with more cores the rest stays idle. Needs torch and this repository alone.
+"""
+
+import argparse
+import dataclasses
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from benchmarks import harness
+from benchmarks.cases import PLANS, Plan
+from benchmarks.record import describe, file_of, save, start_record
+from benchmarks.suites import ORDER, SUITES
+from lada_kernels import available, info
+
+THREADS = 2
+
+
+def default_device() -> str:
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def choose_backends(device: str, wanted: str | None) -> dict[str, str]:
+    """What our contestants are called, and their backends: `wanted`, or all that there are for the device."""
+    names = wanted.split(",") if wanted else ["cpu"] if device == "cpu" else ["cuda", "triton"]
+    reasons = available()
+    if unknown := [name for name in names if name not in reasons]:
+        raise SystemExit(f"--backend: unknown backend {unknown[0]!r}, expected some of {','.join(reasons)}")
+    for name in names:
+        if reasons[name]:
+            print(f"backend {name!r} is left out: {reasons[name]}")
+    names = [name for name in names if wanted or reasons[name] is None]
+    if not names:
+        raise SystemExit(f"there is no backend for {device}")
+    return {"ours": names[0]} if len(names) == 1 else {name: name for name in names}
+
+
+def make_plan(device: str, tiny: bool = False, backend: str | None = None, repeats: int | None = None) -> Plan:
+    """The plan of the device's kind of machine; `repeats` instead of each suite's own."""
+    plan = PLANS["tiny" if tiny else device](device)
+    return dataclasses.replace(plan, backends=choose_backends(device, backend), repeats=repeats or plan.repeats)
+
+
+def run(plan: Plan, suites: Sequence[str], out: Path | None = None, allocator: str = "the system's default") -> int:
+    """Time everything, keeping each row as it comes; non-zero when a result of ours was wrong."""
+    if unknown := [name for name in suites if name not in SUITES]:
+        raise SystemExit(f"--only: unknown suite {unknown[0]!r}, expected some of {','.join(SUITES)}")
+    torch.set_num_threads(THREADS)
+    # sys.argv[0] would tell where this checkout lies.
+    record = start_record(shlex.join(["python", "-m", "benchmarks", *sys.argv[1:]]), plan.device, allocator)
+    out = out or file_of(record)
+    print(f"{info.describe(record.machine)}\n\nallocator: {allocator}")
+    for name in suites:
+        print(f"\n{name}")
+        try:
+            for case in SUITES[name](plan):
+                record.rows.append(case.row())
+                print(describe(record.rows[-1]), flush=True)
+                save(record, out)
+            record.suites.append(name)
+        finally:
+            save(record, out)
+    print(f"\nwritten to {out}")
+    return int(any(row.refused for row in record.rows))
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--out", type=Path, help="the JSON file to write (benchmarks/results/DEVICE-NAME.json)")
+    parser.add_argument("--repeats", type=int, help="readings of each contestant, at the most (each suite has its own)")
+    orders = "; ".join(f"{device}: {','.join(names)}" for device, names in ORDER.items())
+    parser.add_argument("--only", help=f"suites to run, in this order; the file will hold no others ({orders})")
+    parser.add_argument("--device", choices=("cpu", "cuda"), help="where the tensors are (cuda where there is a GPU)")
+    parser.add_argument(
+        "--backend", help="who computes: one, or several against each other (cpu on the CPU, cuda,triton on a GPU)"
+    )
+    parser.add_argument("--tiny", action="store_true", help="a rehearsal on the smallest sizes, whose times mean nothing")
+    parser.add_argument(
+        "--default-allocator", action="store_true", help="leave the CPU's allocator alone: fresh outputs with their page faults"
+    )
+    options = parser.parse_args()
+    device = options.device or default_device()
+    allocator = "the system's default, by request" if options.default_allocator else harness.keep_freed_memory()
+    plan = make_plan(device, options.tiny, options.backend, options.repeats)
+    suites = options.only.split(",") if options.only else ORDER["cuda" if options.tiny else device]
+    return run(plan, suites, options.out, allocator)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,178 @@
+"""LadaGAN's G and D: images, a step of each, R1 included, and a whole training step, beside the official composition."""
+
+import copy
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import interpolate
+
+from benchmarks import peers
+from benchmarks.cases import Plan
+from benchmarks.harness import Contestant
+from benchmarks.record import Row
+from benchmarks.trial import Case, Trial
+from lada_kernels.training.config import Config
+from lada_kernels.training.loop import Trainer, build_discriminator, build_generator
+from lada_kernels.training.losses import discriminator_loss, generator_loss, r1_penalty
+
+# Of outputs, losses and gradients.
+TOLERANCES = {"float32": 1e-3, "bfloat16": 0.1}
+PEER_TOLERANCE = 0.5
+R1 = 1e-2
+WHOLE = 64  # pixels of the model whose whole training step is timed
+
+
+@dataclasses.dataclass
+class Models:
+    """Both models and what they are shown."""
+
+    generator: nn.Module
+    discriminator: nn.Module
+    latents: Tensor  # [B, noise_dim]
+    reals: Tensor  # [B, 3, S, S]
+
+    def twin(self, plain: bool = False, dtype: torch.dtype = torch.float32) -> "Models":
+        """The same in plain torch or another precision; parameters are not shared."""
+        models = [copy.deepcopy(model).to(dtype) for model in (self.generator, self.discriminator)]
+        return Models(*(map(peers.make_plain, models) if plain else models), self.latents.to(dtype), self.reals.to(dtype))
+
+
+def images(models: Models) -> tuple[Tensor]:
+    """What G draws, without gradients."""
+    with torch.no_grad():
+        return (models.generator(models.latents),)
+
+
+def g_step(models: Models) -> list[Tensor]:
+    """G's loss and gradients."""
+    loss = generator_loss(models.discriminator(models.generator(models.latents)))
+    return [loss, *torch.autograd.grad(loss, list(models.generator.parameters()))]
+
+
+def d_step(models: Models) -> list[Tensor]:
+    """D's loss, the penalty included, and gradients; the penalty's pass is not in 16 bits."""
+    reals = models.reals.detach().requires_grad_()
+    with torch.autocast(reals.device.type, enabled=False):
+        real_logits = models.discriminator(reals)
+        penalty = r1_penalty(real_logits, reals)
+    with torch.no_grad():
+        fakes = models.generator(models.latents)
+    loss = discriminator_loss(real_logits, models.discriminator(fakes)) + R1 * penalty
+    return [loss, *torch.autograd.grad(loss, list(models.discriminator.parameters()))]
+
+
+TASKS: dict[str, Callable[[Models], Sequence[Tensor]]] = {"images": images, "G step": g_step, "D step with R1": d_step}
+
+
+def cases(plan: Plan) -> Iterator[Case]:
+    variants = [variant(plan, who, precision) for who in plan.backends for precision in TOLERANCES]
+    for config in plan.models:
+        model = {"model": "LadaGAN", "pixels": config.model.img_size, "batch": config.optim.batch_size}
+        for task in TASKS:
+            about = model | {"task": task}
+            contestants = (*variants, "official", "official bfloat16", "compiled")
+            yield Case("models", about, contestants, partial(time_task, plan, config, task, about))
+        if config.model.img_size == WHOLE or len(plan.models) == 1:
+            about = model | {"task": "training step"}
+            contestants = (*variants, *(f"{name} channels_last" for name in variants), "official")
+            yield Case("models", about, contestants, partial(time_training, plan, config, about))
+
+
+def variant(plan: Plan, who: str, precision: str) -> str:
+    return precision if len(plan.backends) == 1 else f"{who} {precision}"
+
+
+def make_models(config: Config, device: str) -> Models:
+    generator, discriminator = build_generator(config.model), build_discriminator(config.model)
+    size, batch = config.model.img_size, config.optim.batch_size
+    reals = interpolate(torch.rand(batch, 3, 8, 8) * 2 - 1, size=size, mode="bilinear")
+    latents = torch.randn(batch, config.model.noise_dim)
+    return Models(generator.to(device), discriminator.to(device), latents.to(device), reals.to(device))
+
+
+def time_task(plan: Plan, config: Config, task: str, about: dict[str, object], repeats: int = 21) -> Row:
+    torch.manual_seed(0)
+    run, device = TASKS[task], plan.device
+    models = make_models(config, device)
+    official = models.twin(plain=True)
+    truth = vector(run(models.twin(plain=True, dtype=torch.float64)))
+
+    def calling(models: Models, precision: str = "float32") -> Contestant:
+        def call() -> Sequence[Tensor]:
+            with torch.autocast(device, torch.bfloat16, enabled=precision == "bfloat16"):
+                return run(models)
+
+        return call
+
+    trial = Trial(plan, "models", about, TOLERANCES["float32"], PEER_TOLERANCE)
+    trial.enter("official", lambda: calling(official), truth, of=vector)
+    trial.enter("official bfloat16", lambda: calling(official, "bfloat16"), truth, of=vector)
+    # What 16 bits make of a whole pass depends on the pass: ours may not make much more of it than the official one.
+    tolerances = {"float32": TOLERANCES["float32"], "bfloat16": 1.5 * (trial.row.errors["official bfloat16"] or 0)}
+    for who in plan.backends:
+        for precision, tolerance in tolerances.items():
+            make = partial(calling, models, precision)
+            trial.enter(variant(plan, who, precision), make, truth, who, tolerance=tolerance, of=vector)
+    if plan.compile_models:
+        compiled = official.twin()
+        compiled.generator.compile(dynamic=False)
+        compiled.discriminator.compile(dynamic=False)
+        trial.enter("compiled", lambda: calling(compiled), truth, of=vector)
+    else:
+        trial.turn_away("compiled", "left out for time on such a machine")
+    row = trial.race(repeats, warmup=1)
+    trial.speedups()
+    for name in row.times:
+        trial.note("images/s", name, config.optim.batch_size / row.times[name].median)
+    if row.times:
+        trial.peaks()
+    return row
+
+
+def vector(results: Sequence[Tensor]) -> list[Tensor]:
+    """All gradients as one: some are zero but for rounding. The loss or the images stay apart."""
+    first, *rest = results
+    return [first, *([torch.cat([x.flatten() for x in rest])] if rest else [])]
+
+
+def step_of(contestant: Trainer | peers.OfficialStep) -> list[Tensor]:
+    """D's loss and all its gradients from a whole step under one seed: equal latents and augmentation."""
+    torch.manual_seed(1)
+    result = contestant.step()
+    if isinstance(contestant, Trainer):
+        d_loss, _, r1, *_ = result
+        result = d_loss + contestant.config.optim.r1 * r1
+    # The G step leaves D's gradients alone.
+    return vector([result, *(p.grad for p in contestant.discriminator.parameters())])
+
+
+def time_training(plan: Plan, config: Config, about: dict[str, object], repeats: int = 11) -> Row:
+    """The training script's step, augmentation, optimisers and average included, held to the official one in float32."""
+    size, batch = config.model.img_size, config.optim.batch_size
+    pixels = torch.randint(0, 256, (4 * batch, 3, size, size), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    trial = Trial(plan, "models", about, TOLERANCES["float32"], TOLERANCES["float32"])
+
+    def trainer(precision: str, channels_last: bool) -> Trainer:
+        run = dataclasses.replace(config.run, precision=precision, channels_last=channels_last)
+        return Trainer(dataclasses.replace(config, run=run), pixels)
+
+    official = peers.OfficialStep(trainer("float32", False))
+    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):  # convolutions are not what is judged
+        truth = step_of(official)
+        for who in plan.backends:
+            for channels_last in (False, True):
+                for precision, tolerance in TOLERANCES.items():
+                    name = variant(plan, who, precision) + (" channels_last" if channels_last else "")
+                    with plan.on(who):
+                        ours = trainer(precision, channels_last)
+                        first = step_of(ours)
+                    trial.enter(name, lambda ours=ours: ours.step, truth, who, lambda first=first: first, tolerance)
+    trial.enter("official", lambda: official.step)
+    row = trial.race(repeats, warmup=0)
+    trial.speedups()
+    for name in row.times:
+        trial.note("images/s", name, batch / row.times[name].median)
+    return row

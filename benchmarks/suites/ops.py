@@ -1,0 +1,49 @@
+"""Every op, order and dtype beside its plain twin, the twin compiled, and a copy of as many bytes as the order must move."""
+
+from collections.abc import Iterator
+from functools import partial
+
+import torch
+
+from benchmarks.cases import OPS, ORDERS, PEER_TOLERANCES, TOLERANCES, Call, Plan
+from benchmarks.harness import copying, head_start
+from benchmarks.orders import at_order, make_cotangents, make_inputs, truth_of
+from benchmarks.record import Row
+from benchmarks.trial import Case, Trial, described
+
+
+def cases(plan: Plan) -> Iterator[Case]:
+    for call in plan.ops:
+        contestants = (*plan.backends, "plain", "copy", *(["compiled"] if call in plan.compiled else []))
+        for order in ORDERS:
+            about = described(*call) | {"order": order}
+            yield Case("ops", about, contestants, partial(time_order, plan, call, order, about))
+
+
+def time_order(plan: Plan, call: Call, order: str, about: dict[str, object], repeats: int = 31) -> Row:
+    name, shape, dtype = call
+    op, device = OPS[name], plan.device
+    torch.manual_seed(0)
+    inputs = make_inputs(op.inputs, shape, dtype, device)
+    grad, cotangents = make_cotangents(op, inputs)
+    truth = truth_of(op, order, inputs, grad, cotangents, plan.largest_truth)
+    trial = Trial(plan, "ops", about, TOLERANCES[dtype], PEER_TOLERANCES[dtype])
+    for who in plan.backends:
+        trial.enter(who, lambda: at_order(order, op.ours, inputs, grad, cotangents), truth)
+    trial.enter("plain", lambda: at_order(order, op.plain, inputs, grad, cotangents), truth)
+    if call in plan.compiled:
+        torch.compiler.reset()  # for this shape alone, as the first that it sees
+        compiled = torch.compile(op.plain, fullgraph=True, dynamic=False)
+        trial.enter("compiled", lambda: at_order(order, compiled, inputs, grad, cotangents), truth)
+    del truth
+    moved = op.units[ORDERS.index(order)] * inputs[op.inputs.index("t")].nbytes
+    trial.enter("copy", lambda: copying(moved, device))
+    row = trial.race(repeats, around=head_start(trial.on, device))
+    trial.speedups()
+    if row.times:
+        row.figures["bytes"] = moved
+        for who in row.times:
+            trial.note("GB/s", who, moved / row.times[who].median / 1e9)
+            trial.note("share", who, trial.speedup(who, "copy"))
+        trial.peaks()
+    return row

@@ -43,7 +43,7 @@ def time_task(plan: Plan, shape: Shape, task: str, about: dict[str, object], rep
         compiled = torch.compile(official, fullgraph=True, dynamic=False)
         trial.enter("compiled", lambda: tasks.calling(run, compiled, x, grad), truth)
     else:
-        trial.turn_away("compiled", "left out for time on such a machine")
+        trial.turn_away("compiled", "left out for time")
     few = x[:1].detach().requires_grad_()  # N x N matrices of few batch elements can be written out
     for name, make in RIVALS.items():
         enter_rival(trial, name, make(shape[2], HEADS).to(device), run, x, grad, few)

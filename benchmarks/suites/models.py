@@ -116,13 +116,15 @@ def time_task(plan: Plan, config: Config, task: str, about: dict[str, object], r
         for precision, tolerance in tolerances.items():
             make = partial(calling, models, precision)
             trial.enter(variant(plan, who, precision), make, truth, who, tolerance=tolerance, of=vector)
-    if plan.compile_models:
+    if run is d_step:
+        trial.turn_away("compiled", "torch.compile does not differentiate twice")
+    elif config.model.img_size not in plan.compile_models:
+        trial.turn_away("compiled", "left out for time")
+    else:
         compiled = official.twin()
         compiled.generator.compile(dynamic=False)
         compiled.discriminator.compile(dynamic=False)
         trial.enter("compiled", lambda: calling(compiled), truth, of=vector)
-    else:
-        trial.turn_away("compiled", "left out for time on such a machine")
     row = trial.race(repeats, warmup=1)
     trial.speedups()
     for name in row.times:

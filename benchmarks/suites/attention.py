@@ -23,8 +23,8 @@ def cases(plan: Plan) -> Iterator[Case]:
     for shape in plan.attention:
         for task in tasks.TASKS:
             about = {"layer": "LadaAttention", "shape": list(shape), "task": task}
-            contestants = (*plan.backends, "official", "compiled", *RIVALS, "matmul")
-            yield Case("attention", about, contestants, partial(time_task, plan, shape, task, about))
+            others = ("official", "compiled", *RIVALS, "matmul")
+            yield Case("attention", about, tuple(plan.backends), others, partial(time_task, plan, shape, task, about))
 
 
 def time_task(plan: Plan, shape: Shape, task: str, about: dict[str, object], repeats: int = 31) -> Row:
@@ -57,7 +57,7 @@ def time_task(plan: Plan, shape: Shape, task: str, about: dict[str, object], rep
         trial.note("matmul share", who, operations / 2 / size**3 / trial.speedup("matmul", who))
     if row.times:
         trial.peaks()
-    if task == "forward+backward":
+    if row.times and task == "forward+backward":
         for who, module in {**dict.fromkeys(trial.ours, ours), "official": official}.items():
             with trial.on(who):
                 trial.note("saved bytes", who, saved_bytes(lambda module=module: module(x), list(module.parameters())))

@@ -16,8 +16,8 @@ def cases(plan: Plan) -> Iterator[Case]:
     for call in plan.floors:
         for order in ORDERS[:2]:
             about = described(*call) | {"order": order}
-            contestants = (*plan.backends, "plain", "copy", "empty")
-            yield Case("floors", about, contestants, partial(time_floor, plan, call, order, about))
+            others = ("plain", "copy", "empty")
+            yield Case("floors", about, tuple(plan.backends), others, partial(time_floor, plan, call, order, about))
 
 
 def replaying(make: Contestant, device: str) -> Contestant:
@@ -71,7 +71,7 @@ def time_floor(plan: Plan, call: Call, order: str, about: dict[str, object], rep
     moved = op.units[ORDERS.index(order)] * inputs[op.inputs.index("t")].nbytes
     trial.enter("copy", lambda: replaying(lambda: copying(moved, device), device))
     trial.enter("empty", lambda: replaying(lambda: empty(device), device))
-    row = trial.race(repeats, calls=1 if plan.repeats else 20, around=head_start(trial.on, device))
+    row = trial.race(repeats, calls=1 if plan.rehearsal else 20, around=head_start(trial.on, device))
     trial.speedups()
     for who in row.times:
         trial.note("share", who, trial.speedup(who, "copy"))

@@ -68,17 +68,17 @@ TASKS: dict[str, Callable[[Models], Sequence[Tensor]]] = {"images": images, "G s
 
 
 def cases(plan: Plan) -> Iterator[Case]:
-    variants = [variant(plan, who, precision) for who in plan.backends for precision in TOLERANCES]
+    variants = tuple(variant(plan, who, precision) for who in plan.backends for precision in TOLERANCES)
     for config in plan.models:
         model = {"model": "LadaGAN", "pixels": config.model.img_size, "batch": config.optim.batch_size}
         for task in TASKS:
             about = model | {"task": task}
-            contestants = (*variants, "official", "official bfloat16", "compiled")
-            yield Case("models", about, contestants, partial(time_task, plan, config, task, about))
+            others = ("official", "official bfloat16", "compiled")
+            yield Case("models", about, variants, others, partial(time_task, plan, config, task, about))
         if config.model.img_size == WHOLE or len(plan.models) == 1:
             about = model | {"task": "training step"}
-            contestants = (*variants, *(f"{name} channels_last" for name in variants), "official")
-            yield Case("models", about, contestants, partial(time_training, plan, config, about))
+            ours = (*variants, *(f"{name} channels_last" for name in variants))
+            yield Case("models", about, ours, ("official",), partial(time_training, plan, config, about))
 
 
 def variant(plan: Plan, who: str, precision: str) -> str:
@@ -110,8 +110,9 @@ def time_task(plan: Plan, config: Config, task: str, about: dict[str, object], r
     trial = Trial(plan, "models", about, TOLERANCES["float32"], PEER_TOLERANCE)
     trial.enter("official", lambda: calling(official), truth, of=vector)
     trial.enter("official bfloat16", lambda: calling(official, "bfloat16"), truth, of=vector)
-    # What 16 bits make of a whole pass depends on the pass: ours may not make much more of it than the official one.
-    tolerances = {"float32": TOLERANCES["float32"], "bfloat16": 1.5 * (trial.row.errors["official bfloat16"] or 0)}
+    # What 16 bits make of a whole pass depends on the pass: ours may not make much more of it than the official one. From
+    # seed to seed the quotient of two right results' errors is anything from 0.4 to 1.8.
+    tolerances = {"float32": TOLERANCES["float32"], "bfloat16": 3 * (trial.row.errors.get("official bfloat16") or 0)}
     for who in plan.backends:
         for precision, tolerance in tolerances.items():
             make = partial(calling, models, precision)
@@ -125,7 +126,7 @@ def time_task(plan: Plan, config: Config, task: str, about: dict[str, object], r
         compiled.generator.compile(dynamic=False)
         compiled.discriminator.compile(dynamic=False)
         trial.enter("compiled", lambda: calling(compiled), truth, of=vector)
-    row = trial.race(repeats, warmup=1)
+    row = trial.race(repeats, warmup=0)  # the first call that is judged has warmed up
     trial.speedups()
     for name in row.times:
         trial.note("images/s", name, config.optim.batch_size / row.times[name].median)

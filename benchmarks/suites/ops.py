@@ -14,10 +14,10 @@ from benchmarks.trial import Case, Trial, described
 
 def cases(plan: Plan) -> Iterator[Case]:
     for call in plan.ops:
-        contestants = (*plan.backends, "plain", "copy", *(["compiled"] if call in plan.compiled else []))
+        others = ("plain", *(["compiled"] if call in plan.compiled else []), "copy")
         for order in ORDERS:
             about = described(*call) | {"order": order}
-            yield Case("ops", about, contestants, partial(time_order, plan, call, order, about))
+            yield Case("ops", about, tuple(plan.backends), others, partial(time_order, plan, call, order, about))
 
 
 def time_order(plan: Plan, call: Call, order: str, about: dict[str, object], repeats: int = 31) -> Row:

@@ -26,7 +26,7 @@ def cases(plan: Plan) -> Iterator[Case]:
     for name in (*OPS, "LadaAttention", "LadaAttention, not folded"):
         for mode in modes:
             about = {"call": name, "shape": list(TINY_SHAPE), "mode": mode}
-            yield Case("overhead", about, (*plan.backends, "plain"), partial(time_call, plan, name, mode, about))
+            yield Case("overhead", about, tuple(plan.backends), ("plain",), partial(time_call, plan, name, mode, about))
 
 
 def contestants(name: str, device: str) -> tuple[Function, Function, list[Tensor]]:
@@ -52,7 +52,7 @@ def time_call(plan: Plan, name: str, mode: str, about: dict[str, object], repeat
         for who in plan.backends:
             trial.enter(who, lambda: calling(ours), truth)
         trial.enter("plain", lambda: calling(plain), truth)
-        in_a_row = 1 if plan.repeats else 100
+        in_a_row = 1 if plan.rehearsal else 100
         row = trial.race(repeats, warmup=2 * in_a_row, calls=in_a_row)
     trial.speedups()
     return row

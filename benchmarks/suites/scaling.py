@@ -21,7 +21,7 @@ def cases(plan: Plan) -> Iterator[Case]:
     scaling = plan.scaling
     for tokens in scaling.tokens:
         about = {"layer": "LadaAttention", "shape": [1, tokens, scaling.channels], "task": TASK}
-        yield Case("scaling", about, (*plan.backends, "official", *RIVALS), partial(time_tokens, plan, tokens, about))
+        yield Case("scaling", about, tuple(plan.backends), ("official", *RIVALS), partial(time_tokens, plan, tokens, about))
 
 
 def time_tokens(plan: Plan, tokens: int, about: dict[str, object], repeats: int = 31) -> Row:

@@ -19,18 +19,23 @@ YARDSTICKS = {"copy", "matmul", "empty"}  # what the machine can do, beside thos
 
 @dataclass(frozen=True)
 class Case:
-    """A row to be: what it is about, who may take part, and how it is run."""
+    """A row to be: what it is about, who of ours and of the others may take part, and how it is run."""
 
     suite: str
     about: dict[str, Any]
-    contestants: tuple[str, ...]
+    ours: tuple[str, ...]
+    others: tuple[str, ...]
     run: Callable[[], Row]
 
+    @property
+    def contestants(self) -> tuple[str, ...]:
+        return self.ours + self.others
+
     def row(self) -> Row:
-        """Run it; a failure on the device ends in a refusal, and the next case may have more luck."""
+        """Run it; a failure ends in a refusal, and the next case may have more luck."""
         try:
             return self.run()
-        except RuntimeError as error:
+        except Exception as error:
             traceback.print_exc()
             return Row(self.suite, self.about, 0.0, refused=in_a_line(error))
 
@@ -75,7 +80,7 @@ class Trial:
                 call = make()
                 result = call()
                 result = sample() if sample else result
-        except RuntimeError as error:
+        except Exception as error:  # of compilers and missing packages, too
             return self.turn_away(name, in_a_line(error))
         if truth is not None:
             error = harness.worst_error(of(result), truth)
@@ -89,7 +94,7 @@ class Trial:
     def turn_away(self, name: str, why: str) -> bool:
         """Say why a contestant has no time; returns False."""
         if name in self.backends:
-            why = why if len(self.plan.backends) == 1 and len(self.backends) == 1 else f"{name}: {why}"
+            why = why if list(self.plan.backends) == [name] else f"{name}: {why}"
             self.row.refused = f"{self.row.refused}; {why}" if self.row.refused else why
         else:
             self.row.absent[name] = why

@@ -7,14 +7,16 @@ import argparse
 import dataclasses
 import shlex
 import sys
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from benchmarks import harness
 from benchmarks.cases import PLANS, Plan
-from benchmarks.record import describe, file_of, save, start_record
+from benchmarks.record import RESULTS, describe, file_of, save, start_record
 from benchmarks.suites import ORDER, SUITES
 from lada_kernels import available, info
 
@@ -46,14 +48,14 @@ def make_plan(device: str, tiny: bool = False, backend: str | None = None, repea
     return dataclasses.replace(plan, backends=choose_backends(device, backend), repeats=repeats or plan.repeats)
 
 
-def run(plan: Plan, suites: Sequence[str], out: Path | None = None, allocator: str = "the system's default") -> int:
-    """Time everything, keeping each row as it comes; non-zero when a result of ours was wrong."""
+def run(plan: Plan, suites: Sequence[str], out: Path, allocator: str = "the system's default") -> int:
+    """Time everything, keeping each row as it comes; non-zero when a result of ours was wrong. `out`: a file or a folder."""
     if unknown := [name for name in suites if name not in SUITES]:
         raise SystemExit(f"--only: unknown suite {unknown[0]!r}, expected some of {','.join(SUITES)}")
     torch.set_num_threads(THREADS)
     # sys.argv[0] would tell where this checkout lies.
     record = start_record(shlex.join(["python", "-m", "benchmarks", *sys.argv[1:]]), plan.device, allocator)
-    out = out or file_of(record)
+    out = file_of(record, out) if out.is_dir() else out
     print(f"{info.describe(record.machine)}\n\nallocator: {allocator}")
     for name in suites:
         print(f"\n{name}")
@@ -69,19 +71,23 @@ def run(plan: Plan, suites: Sequence[str], out: Path | None = None, allocator: s
     return int(any(row.refused for row in record.rows))
 
 
+def add_options(add: Callable[..., Any]) -> None:
+    """What every way to run the suites can be told; `add` takes what `ArgumentParser.add_argument` takes."""
+    add("--device", choices=("cpu", "cuda"), help="where the tensors are (cuda where there is a GPU)")
+    add("--backend", help="who computes: one, or several against each other (cpu on the CPU, cuda,triton on a GPU)")
+    add("--tiny", action="store_true", help="a rehearsal on the smallest sizes, whose times mean nothing")
+    add("--repeats", type=int, help="readings of each contestant, at the most (each suite has its own)")
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--out", type=Path, help="the JSON file to write (benchmarks/results/DEVICE-NAME.json)")
-    parser.add_argument("--repeats", type=int, help="readings of each contestant, at the most (each suite has its own)")
+    where = "the JSON file to write, or its folder (benchmarks/results; a temporary one with --tiny)"
+    parser.add_argument("--out", type=Path, help=where)
     orders = "; ".join(f"{device}: {','.join(names)}" for device, names in ORDER.items())
     parser.add_argument("--only", help=f"suites to run, in this order; the file will hold no others ({orders})")
-    parser.add_argument("--device", choices=("cpu", "cuda"), help="where the tensors are (cuda where there is a GPU)")
-    parser.add_argument(
-        "--backend", help="who computes: one, or several against each other (cpu on the CPU, cuda,triton on a GPU)"
-    )
-    parser.add_argument("--tiny", action="store_true", help="a rehearsal on the smallest sizes, whose times mean nothing")
+    add_options(parser.add_argument)
     parser.add_argument(
         "--default-allocator", action="store_true", help="leave the CPU's allocator alone: fresh outputs with their page faults"
     )
@@ -90,7 +96,8 @@ def main() -> int:
     allocator = "the system's default, by request" if options.default_allocator else harness.keep_freed_memory()
     plan = make_plan(device, options.tiny, options.backend, options.repeats)
     suites = options.only.split(",") if options.only else ORDER["cuda" if options.tiny else device]
-    return run(plan, suites, options.out, allocator)
+    # The times of a rehearsal are not to lie among results.
+    return run(plan, suites, options.out or (Path(tempfile.mkdtemp()) if options.tiny else RESULTS), allocator)
 
 
 if __name__ == "__main__":

@@ -72,11 +72,11 @@ def start_record(command: str, device: str, allocator: str) -> Record:
     )
 
 
-def file_of(record: Record) -> Path:
+def file_of(record: Record, folder: Path = RESULTS) -> Path:
     """Where the results of such a machine are kept: one file for each device and name."""
     devices = record.machine["devices"]
     name = devices["cpu"]["name"] if record.device == "cpu" else devices["cuda"]["devices"][0]["name"]
-    return RESULTS / f"{record.device}-{re.sub('[^a-z0-9]+', '-', name.lower()).strip('-')}.json"
+    return folder / f"{record.device}-{re.sub('[^a-z0-9]+', '-', name.lower()).strip('-')}.json"
 
 
 def save(record: Record, path: Path) -> None:

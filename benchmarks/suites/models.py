@@ -162,17 +162,24 @@ def time_training(plan: Plan, config: Config, about: dict[str, object], repeats:
         run = dataclasses.replace(config.run, precision=precision, channels_last=channels_last)
         return Trainer(dataclasses.replace(config, run=run), pixels)
 
+    def enter(who: str, precision: str, channels_last: bool, tolerance: float) -> None:
+        first = []
+
+        def make() -> Contestant:
+            ours = trainer(precision, channels_last)
+            first.extend(step_of(ours))
+            return ours.step
+
+        name = variant(plan, who, precision) + (" channels_last" if channels_last else "")
+        trial.enter(name, make, truth, who, sample=lambda: first, tolerance=tolerance)
+
     official = peers.OfficialStep(trainer("float32", False))
     with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):  # convolutions are not what is judged
         truth = step_of(official)
         for who in plan.backends:
             for channels_last in (False, True):
                 for precision, tolerance in TOLERANCES.items():
-                    name = variant(plan, who, precision) + (" channels_last" if channels_last else "")
-                    with plan.on(who):
-                        ours = trainer(precision, channels_last)
-                        first = step_of(ours)
-                    trial.enter(name, lambda ours=ours: ours.step, truth, who, lambda first=first: first, tolerance)
+                    enter(who, precision, channels_last, tolerance)
     trial.enter("official", lambda: official.step)
     row = trial.race(repeats, warmup=0)
     trial.speedups()

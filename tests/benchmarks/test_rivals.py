@@ -1,0 +1,135 @@
+"""Every layer that LadaAttention is measured against computes what it claims, and what is asked of a layer is counted."""
+
+import pytest
+import torch
+
+from benchmarks import peers, rivals, tasks
+from benchmarks.harness import worst_error
+from benchmarks.suites import attention, scaling
+from benchmarks.trial import Trial
+from lada_kernels.modules import LadaAttention
+
+NO_SECOND_ORDER = "derivative for aten::_scaled_dot_product_flash_attention"
+
+
+class Broken(rivals.Linear):
+    def attend(self, q, k, v):
+        return super().attend(q, k, v) + 0.01 * v  # right shape, differentiable, and not what it says
+
+
+@pytest.mark.parametrize("task", tasks.TASKS)
+@pytest.mark.parametrize("name", rivals.RIVALS)
+def test_a_rival_is_its_mathematics_written_out(name, task):
+    torch.manual_seed(0)
+    layer = rivals.RIVALS[name](24, 3).double()
+    x, grad = torch.randn(2, 7, 24, dtype=torch.float64).requires_grad_(), torch.randn(2, 7, 24, dtype=torch.float64)
+    run = tasks.TASKS[task]
+    truth = tasks.truth(run, layer, x, grad)
+    if (name, task) == ("sdpa fused", "R1"):
+        with pytest.raises(RuntimeError, match=NO_SECOND_ORDER):
+            run(layer, x, grad)
+        return
+    assert worst_error(run(layer, x, grad), truth) < 1e-9
+    assert not layer.literal
+
+
+def test_what_is_written_out_is_not_what_is_timed(monkeypatch):
+    layer = rivals.Linear(8, 2)
+    monkeypatch.setattr(rivals.Linear, "written_out", lambda *args: pytest.fail("written out"))
+    layer(torch.randn(1, 3, 8))
+    layer.literal = True
+    monkeypatch.setattr(rivals.Linear, "attend", lambda *args: pytest.fail("attended"))
+    with pytest.raises(pytest.fail.Exception, match="written out"):
+        layer(torch.randn(1, 3, 8))
+
+
+def test_fused_means_fused():
+    assert not [name for name, make in rivals.RIVALS.items() if name.startswith("sdpa") and make(8, 2).backend is None]
+    assert rivals.RIVALS["sdpa fused"](8, 2).backend != rivals.RIVALS["sdpa math"](8, 2).backend
+
+
+def test_a_broken_rival_is_absent(plan):
+    torch.manual_seed(0)
+    trial = Trial(plan, "attention", {}, attention.TOLERANCE, attention.PEER_TOLERANCE)
+    x, grad = torch.randn(2, 8, 16).requires_grad_(), torch.randn(2, 8, 16)
+    few = x[:1].detach().requires_grad_()
+    assert not attention.enter_rival(trial, "linear", Broken(16, 4), tasks.gradients, x, grad, few)
+    assert attention.enter_rival(trial, "fastformer", rivals.Fastformer(16, 4), tasks.gradients, x, grad, few)
+    assert list(trial.contestants) == ["fastformer"]
+    assert trial.row.absent["linear"].startswith("wrong result: relative error 0.")
+
+
+@pytest.mark.parametrize("task", tasks.TASKS)
+def test_layers_race_and_a_broken_one_does_not(plan, monkeypatch, task):
+    monkeypatch.setitem(rivals.RIVALS, "linear", Broken)
+    (case,) = [case for case in attention.cases(plan) if case.about["task"] == task]
+    row = case.row()
+    assert row.refused is None
+    assert "wrong result" in row.absent.pop("linear")
+    missing = {"forward": set(), "forward+backward": set(), "R1": {"compiled", "sdpa fused"}}[task]
+    assert set(row.absent) == missing
+    assert set(row.times) == {"ours", "official", "compiled", *rivals.RIVALS, "matmul"} - {"linear"} - missing
+    assert set(row.figures["over official"]) == set(row.figures["matmul share"]) == {"ours"}
+    assert set(row.figures["peak bytes"]) == set(row.times) - {"matmul"}
+
+
+def test_who_needs_squares_leaves_in_time(plan):
+    rows = {case.about["shape"][1]: case.row() for case in scaling.cases(plan)}
+    assert {tokens: set(row.absent) for tokens, row in rows.items()} == {
+        8: set(),
+        16: {"sdpa math"},
+        32: {"sdpa math", "sdpa fused"},
+    }
+    assert all(row.refused is None for row in rows.values())
+    assert "left out beyond 16 tokens" in rows[32].absent["sdpa fused"]
+    assert {"official", "linear", "fastformer"} <= set(rows[32].times)
+
+
+def test_the_truth_of_a_linear_layer():
+    torch.manual_seed(0)
+    linear = torch.nn.Linear(3, 2)
+    x, grad = torch.randn(5, 3).requires_grad_(), torch.randn(5, 2)
+    wide, weight, cotangent = x.detach().double(), linear.weight.detach().double(), grad.double()
+    out = wide @ weight.T + linear.bias.detach().double()
+    # Of the sum, x's gradient is the weight's column sums in every row: the penalty's reaches the weight alone.
+    squares = 2 * len(x) * weight.sum(0).expand(2, 3)
+    expected = {
+        "forward": [out],
+        "forward+backward": [out, cotangent @ weight, cotangent.T @ wide, cotangent.sum(0)],
+        "R1": [None, squares, None],
+    }
+    for name, task in tasks.TASKS.items():
+        results = tasks.truth(task, linear, x, grad)
+        assert [None if r is None else r.dtype for r in results] == [
+            None if e is None else torch.float64 for e in expected[name]
+        ]
+        assert worst_error(results, expected[name]) < 1e-14, name
+    assert linear.weight.dtype == torch.float32
+    assert x.grad is None
+
+
+@pytest.mark.parametrize("shape", [(2, 8, 16), (3, 5, 160)])
+def test_operations_are_those_of_the_equations(shape):
+    batch, tokens, dim = shape
+    heads = 4
+    layer = LadaAttention(dim, heads)
+    scores, gate = 2 * heads * dim**2, 2 * batch * dim**2  # w W_q, and W_q of what is pooled
+    keys, out = 4 * batch * tokens * dim**2, 2 * batch * tokens * dim**2  # k and v, and the output
+    forward = scores + gate + keys + out
+    expected = {
+        "forward": forward,
+        "forward+backward": 3 * forward,  # a gradient for either factor of each product
+        # Three for x's gradient: none of w W_q, which does not depend on it. Then two for each product that this took and for
+        # each that it depends on, but for the output's: its result's gradient is all ones, and its own result does not count.
+        "R1": forward + gate + keys + out + 2 * (gate + keys) + out + 2 * (scores + gate + keys),
+    }
+    x, grad = torch.randn(shape).requires_grad_(), torch.randn(shape)
+    assert {name: tasks.flops(task, layer, x, grad) for name, task in tasks.TASKS.items()} == expected
+
+
+def test_the_official_layer_projects_q_too():
+    layer, x = LadaAttention(16, 4), torch.randn(2, 8, 16)
+    products = 3 + 1  # q, k, v and the output; beside them the scores
+    operations = tasks.flops(tasks.output, peers.PlainAttention(layer), x.requires_grad_(), x)
+    pooled = 2 * 2 * 8 * 16  # the weighted sum of q, an einsum
+    assert operations == products * 2 * 2 * 8 * 16**2 + 2 * 2 * 8 * 16 * 4 + pooled

@@ -11,6 +11,7 @@ from benchmarks.rivals import RIVALS
 from benchmarks.trial import YARDSTICKS
 
 PEERS = ("plain", "official", "official bfloat16", "compiled", *RIVALS)
+INSTRUCTION_SETS = {"avx512": "AVX-512", "avx2": "AVX2", "baseline": "baseline instructions"}
 
 
 def is_ours(name: str) -> bool:
@@ -51,12 +52,12 @@ def speedup(row: Row, name: str, over: str) -> float | None:
 
 
 def machine(record: Record) -> str:
-    """Where a record comes from: AMD EPYC, 2 threads, AVX512."""
+    """Where a record comes from: AMD EPYC, 2 threads, AVX-512."""
     cpu, cuda = record.machine["devices"]["cpu"], record.machine["devices"]["cuda"]
     if record.device != "cpu":
         return cuda["devices"][0]["name"]
     kernels = cpu["kernels"]
-    return f"{cpu['name']}, {cpu['threads']} threads" + (f", {kernels['instruction_set'].upper()}" if kernels else "")
+    return f"{cpu['name']}, {cpu['threads']} threads" + (f", {INSTRUCTION_SETS[kernels['instruction_set']]}" if kernels else "")
 
 
 def curve(record: Record, name: str) -> list[tuple[int, float]]:

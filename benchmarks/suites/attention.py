@@ -66,7 +66,7 @@ def time_task(plan: Plan, shape: Shape, task: str, about: dict[str, object], rep
 
 def enter_rival(trial: Trial, name: str, layer: Layer, run: tasks.Task, x: Tensor, grad: Tensor, few: Tensor) -> bool:
     """A layer of mathematics of its own is held to that, on part of the batch."""
-    grad_of_few = grad[: len(few)]
+    grad_of_few = grad[: len(few), : few.shape[1]]
     return trial.enter(
         name,
         lambda: tasks.calling(run, layer, x, grad),

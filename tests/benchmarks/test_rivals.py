@@ -1,5 +1,7 @@
 """Every layer that LadaAttention is measured against computes what it claims, and what is asked of a layer is counted."""
 
+import dataclasses
+
 import pytest
 import torch
 
@@ -71,6 +73,19 @@ def test_layers_race_and_a_broken_one_does_not(plan, monkeypatch, task):
     assert set(row.times) == {"ours", "official", "compiled", *rivals.RIVALS, "matmul"} - {"linear"} - missing
     assert set(row.figures["over official"]) == set(row.figures["matmul share"]) == {"ours"}
     assert set(row.figures["peak bytes"]) == set(row.times) - {"matmul"}
+
+
+def test_shares_of_the_matmul_are_of_the_same_work(two):
+    (case,) = [
+        case for case in attention.cases(dataclasses.replace(two, compile_layers=False)) if case.about["task"] == "forward"
+    ]
+    row = case.row()
+    batch, tokens, dim = row.case["shape"]
+    operations = 2 * dim**2 * (attention.HEADS + batch + 3 * batch * tokens)
+    peak = 2 * attention.FACTOR["cpu"] ** 3 / row.times["matmul"].median
+    for name in ("cpu", "reference"):
+        assert row.figures["matmul share"][name] == pytest.approx(operations / row.times[name].median / peak)
+    assert row.absent == {"compiled": "left out for time"}
 
 
 def test_who_needs_squares_leaves_in_time(plan):

@@ -102,7 +102,7 @@ def draw_scaling(record: Record) -> Figure:
     figure = Figure((WIDTH, 4.4), layout="constrained")
     time, memory = figure.subplots(1, 2)
     for name in names:
-        look = {"color": colours[name], "marker": "o", "markersize": 3.5, "label": NAMES.get(name, name)}
+        look = {"color": colours[name], "marker": "o", "markersize": 3.5, "label": NAMES.get(name, f"LadaAttention, {name}")}
         look |= {"linewidth": 2.6, "zorder": 3} if is_ours(name) else {"linewidth": 1.5}
         look |= {"linestyle": "--"} if name == "official" else {}
         time.plot(*zip(*[(tokens, seconds * 1e3) for tokens, seconds in curve(record, name)], strict=True), **look)
@@ -232,7 +232,7 @@ def draw_speedups(record: Record) -> Figure:
         bars: Bars = {name: [speedup(row, name, "official") for row in rows] for name in names}
         draw_bars(axes, [group(row) for row in rows], bars, "{:.2f}x", hold=rows is layers)
         axes.set_title(title)
-        add_legend(part, names, 3)
+        add_legend(part, names, 3 if max(map(len, names)) < 18 else 2)
     heading(figure, "Times as fast as the official composition", record)
     return figure
 

@@ -211,8 +211,8 @@ def scaling_tables(rows: list[Row]) -> Iterable[str]:
     names = list(dict.fromkeys(name for row in rows for name in row.times))
     peaks = [row.figures.get("peak bytes", {}) for row in rows]
     tokens = [f"{row.case['shape'][1]:,}" for row in rows]
-    times = [[duration(row.times[name]) if name in row.times else "–" for name in names] for row in rows]
-    yield table(["tokens, time", *names], [[n, *line] for n, line in zip(tokens, times, strict=True)])
+    medians = [[duration(row.times[name]) if name in row.times else "–" for name in names] for row in rows]
+    yield table(["tokens, time", *names], [[n, *line] for n, line in zip(tokens, medians, strict=True)])
     memory = [[mebibytes(peak.get(name)) for name in names] for peak in peaks]
     yield table(["tokens, peak MiB", *names], [[n, *line] for n, line in zip(tokens, memory, strict=True)])
 

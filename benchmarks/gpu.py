@@ -3,7 +3,7 @@
     python -m benchmarks.gpu [--out benchmarks/results] [--dry]
 
 Nothing is fetched. Every stage has its own time limit, to which comes what those before it left, and its log in `--out`; one
-that fails takes nothing from the others.
+that fails takes nothing from the others. What a rehearsal writes lies in the folder `dry` of that.
 """
 
 import argparse
@@ -63,25 +63,26 @@ class Outcome:
     def passed(self) -> bool:
         return self.status in (0, NOTHING_FOR_A_GPU, NOT_RUN)
 
-    def __str__(self) -> str:
+    @property
+    def state(self) -> str:
         states = {0: "passed", NOTHING_FOR_A_GPU: "passed", NOT_RUN: "not run", None: "out of time"}
-        state = states.get(self.status, f"failed ({self.status})")
+        return states.get(self.status, f"failed ({self.status})")
+
+    def __str__(self) -> str:
         last = next((line.strip("= ") for line in reversed(self.log.splitlines()) if line.strip()), "")
-        return f"{self.label:<36} {state:<12} {self.seconds:6.1f} s  {last}"
+        return f"{self.label:<36} {self.state:<12} {self.seconds:6.1f} s  {last}"
 
 
 def stages(out: Path, dry: bool) -> list[Stage]:
     """The most valuable first."""
     emulated = [*PYTHON, "-c", EMULATED]
-    figures = {
-        "figures": [*PYTHON, "-m", "benchmarks.foundation", "--device", "cuda", "--out", str(out / "cuda-foundation.json")]
-    }
+    figures = {"figures": [*PYTHON, "-m", "benchmarks", "--device", "cuda", "--out", str(out)]}
     files = sorted((ROOT / "tests").glob("*/test_*.py"))
     if dry:
-        rehearsal = [*emulated, "benchmarks.foundation", "--tiny"]
-        ops = ["--backend", "cuda,triton", "--only", "ops,floors,overhead,modules", "--out", str(out / "dry-foundation.json")]
-        step = ["--backend", "cuda", "--only", "step", "--out", str(out / "dry-step.json")]  # minutes, where interpreted
-        figures = {"figures": rehearsal + ops, "a training step": rehearsal + step}
+        rehearsal = [*emulated, "benchmarks", "--tiny", "--device", "cpu"]
+        most = ["--backend", "cuda,triton", "--only", "ops,floors,attention,overhead,scaling", "--out", str(out)]
+        models = ["--backend", "cuda", "--only", "models", "--out", str(out / "models.json")]  # minutes, where interpreted
+        figures = {"figures": rehearsal + most, "figures of models": rehearsal + models}
         files = [ROOT / "tests/gpu/test_device.py"]
     tests = {str(file.relative_to(ROOT)): [*PYTHON, "-m", "pytest", "-q", "-m", "gpu", str(file)] for file in files}
     helpers = {"PYTHONPATH": os.pathsep.join([str(ROOT / "tests"), *os.environ.get("PYTHONPATH", "").split(os.pathsep)])}
@@ -99,7 +100,7 @@ def stages(out: Path, dry: bool) -> list[Stage]:
         # A process for each file: most of the time goes into compiling kernels.
         Stage("tests", tests, 190),
         Stage("figures", figures, 200, helpers if dry else {}),
-        Stage("sanitizer", watched, 90, helpers if dry else alone),
+        Stage("sanitizer", watched, 85, helpers if dry else alone),
     ]
 
 
@@ -150,6 +151,26 @@ def run_stage(stage: Stage, out: Path, environment: dict[str, str]) -> list[Outc
     return outcomes
 
 
+def summary(results: list[tuple[Stage, list[Outcome], float]]) -> str:
+    """A line for each stage: its state, the worst of its commands', and seconds."""
+    lines = []
+    for stage, outcomes, seconds in results:
+        states = [outcome.state for outcome in sorted(outcomes, key=lambda outcome: outcome.passed)]
+        state = next((state for state in states if state != "passed"), "passed")
+        lines.append(f"{stage.name:<12} {state:<12} {seconds:6.1f} s")
+    return "\n".join([*lines, f"{'total':<25} {sum(seconds for *_, seconds in results):6.1f} s"])
+
+
+def headlines(out: Path, since: float) -> str:
+    """The most telling figures of every results file that was written since then."""
+    texts = []
+    for file in sorted(out.glob("*.json")):
+        if file.stat().st_mtime >= since:
+            command = [*PYTHON, "-m", "benchmarks.headlines", str(file)]
+            texts.append(subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True).stdout)
+    return "\n".join(texts)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.gpu", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -157,17 +178,22 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"), help="for results and logs (%(default)s)")
     parser.add_argument("--dry", action="store_true", help="rehearse without a GPU: kernels interpreted, the smallest sizes")
     options = parser.parse_args()
-    out = options.out.absolute()
+    out = options.out.absolute() / ("dry" if options.dry else "")
     out.mkdir(parents=True, exist_ok=True)
-    environment = os.environ | {"PYTHONUNBUFFERED": "1"} | ({"TRITON_INTERPRET": "1"} if options.dry else {})
-    outcomes, end = [], time.monotonic()
+    # Threads that wait asleep: where others compute too, spinning ones slow the many small calls of a rehearsal down tenfold.
+    dry = {"TRITON_INTERPRET": "1", "OMP_WAIT_POLICY": "passive"} if options.dry else {}
+    environment = os.environ | {"PYTHONUNBUFFERED": "1"} | dry
+    results, since, end = [], time.time(), time.monotonic()
     for stage in stages(out, options.dry):
         end += stage.limit
-        stage = dataclasses.replace(stage, limit=end - time.monotonic())
+        begin = time.monotonic()
+        stage = dataclasses.replace(stage, limit=end - begin)
         print(f"{stage.name}, at most {stage.limit:.0f} s", flush=True)
-        outcomes += run_stage(stage, out, environment)
-    print(*(outcome for outcome in outcomes if outcome.status != NOTHING_FOR_A_GPU), sep="\n")
-    return int(not all(outcome.passed for outcome in outcomes))
+        outcomes = run_stage(stage, out, environment)
+        print(*(f"  {outcome}" for outcome in outcomes if outcome.status != NOTHING_FOR_A_GPU), sep="\n", flush=True)
+        results.append((stage, outcomes, time.monotonic() - begin))
+    print(f"\n{summary(results)}\n\n{headlines(out, since)}")
+    return int(not all(outcome.passed for _, outcomes, _ in results for outcome in outcomes))
 
 
 if __name__ == "__main__":

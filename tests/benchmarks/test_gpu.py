@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import gpu
+from benchmarks import gpu, record
+from benchmarks.suites import SUITES
 
 
 def stage(limit=60, **commands):
@@ -60,7 +61,56 @@ def test_stages(tmp_path, dry, monkeypatch):
     assert build.environment == {"LADA_CUDA_ARCHS": os.environ.get("LADA_CUDA_ARCHS", "90")}
     assert all((gpu.ROOT / label).exists() for label in tests.commands)
     assert all(("--tiny" in command) == dry for command in figures.commands.values())
+    assert all("benchmarks" in command for command in figures.commands.values())
+    ran = ",".join(command[command.index("--only") + 1] if dry else ",".join(SUITES) for command in figures.commands.values())
+    assert set(ran.split(",")) == set(SUITES)
     assert all("benchmarks.sanitized" in command for command in sanitizer.commands.values() if "-m" in command or dry)
+
+
+def test_the_end_says_what_became_of_every_stage(tmp_path):
+    commands = {"good": "print('fine')", "bad": "exit(3)", "none": "exit(5)", "missing": "exit(77)"}
+    stages = [gpu.Stage(name, {name: [sys.executable, "-c", code]}, 60) for name, code in commands.items()]
+    stages.append(gpu.Stage("mixed", {name: [sys.executable, "-c", commands[name]] for name in ("good", "bad")}, 60))
+    results = [(one, gpu.run_stage(one, tmp_path, dict(os.environ)), 1.5) for one in stages]
+    lines = [line.rsplit(maxsplit=2) for line in gpu.summary(results).splitlines()]
+    assert [(*line[0].split(maxsplit=1), line[1]) for line in lines[:-1]] == [
+        ("good", "passed", "1.5"),
+        ("bad", "failed (3)", "1.5"),
+        ("none", "passed", "1.5"),
+        ("missing", "not run", "1.5"),
+        ("mixed", "failed (3)", "1.5"),
+    ]
+    assert lines[-1] == ["total", "7.5", "s"]
+
+
+def test_the_end_quotes_what_was_found_in_this_run(tmp_path):
+    kept = record.start_record("a test", "cpu", "as it is")
+    times = {name: record.Timing(median, median, median, 1) for name, median in (("cuda", 1.0), ("plain", 3.0), ("copy", 0.5))}
+    case = {"op": "some", "shape": [1, 2, 3, 4], "dtype": "float32", "order": "forward"}
+    figures = {"share": {"cuda": 0.5, "plain": 0.17, "copy": 1.0}, "over plain": {"cuda": 3.0}}
+    kept.rows = [
+        record.Row("ops", case, 1e-5, times=times, figures=figures),
+        record.Row("ops", case | {"order": "backward"}, 1e-5, refused="it is wrong"),
+    ]
+    record.save(kept, tmp_path / "old.json")
+    since = time.time() + 60
+    assert gpu.headlines(tmp_path, since) == ""
+    record.save(kept, tmp_path / "new.json")
+    os.utime(tmp_path / "new.json", (since, since))
+    machine, ops, refused = gpu.headlines(tmp_path, since).splitlines()
+    assert machine.endswith(":")
+    assert " ".join(ops.split()) == "ops some 1x2x3x4 float32 forward share: cuda 0.5; over plain: cuda 3"
+    assert refused == "REFUSED: ops some 1x2x3x4 float32 backward: it is wrong"
+
+
+def test_a_rehearsal_writes_nothing_among_the_results(tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr(gpu, "stages", lambda out, dry: seen.append((out, dry)) or [stage(good="print('fine')")])
+    for arguments in ([], ["--dry"]):
+        monkeypatch.setattr(sys, "argv", ["gpu", "--out", str(tmp_path), *arguments])
+        assert gpu.main() == 0
+    assert seen == [(tmp_path, False), (tmp_path / "dry", True)]
+    assert (tmp_path / "dry" / "gpu-some.log").exists()
 
 
 def test_an_architecture_that_torch_does_not_know_is_left_to_the_build(tmp_path, monkeypatch):

@@ -4,6 +4,7 @@ VENV ?= .venv
 # A package index with another build of torch, such as https://download.pytorch.org/whl/cpu
 TORCH_INDEX ?=
 PYTEST_ARGS ?=
+BENCH_ARGS ?=
 RUN ?= runs/digits
 OUT ?= benchmarks/results
 DRY ?=
@@ -16,13 +17,14 @@ BUILT := $(VENV)/built.stamp
 SOURCES := setup.py pyproject.toml $(shell find csrc -type f)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint build gpu clean
+.PHONY: help demo test lint build bench gpu clean
 
 help:
 	@echo "make demo    train a LadaGAN on handwritten digits into $(RUN), or go on with it, and judge it"
 	@echo "make test    lint, then the whole test suite"
 	@echo "make lint    ruff: rules and format"
 	@echo "make build   compile the kernels into this checkout"
+	@echo "make bench   time every suite by pytest-benchmark, on a machine with nothing else to do"
 	@echo "make gpu     with PYTHON as it is, nothing fetched: build, run the GPU's tests, take its figures into OUT=$(OUT);"
 	@echo "             DRY=1 rehearses all of it without a GPU"
 	@echo "make clean   delete what was built; $(VENV) and runs/ stay"
@@ -30,7 +32,8 @@ help:
 	@echo "PYTHON=$(PYTHON)          the interpreter that $(VENV) is made with, 3.10 or later"
 	@echo "TORCH_INDEX=            an index to take torch from, for the first run: PyPI's torch carries"
 	@echo "                        CUDA's libraries, that of https://download.pytorch.org/whl/cpu does not"
-	@echo "PYTEST_ARGS=            more arguments for pytest"
+	@echo "PYTEST_ARGS=            more arguments for pytest in make test"
+	@echo "BENCH_ARGS=             and in make bench: --tiny for a rehearsal, -k 'ops and float32' for some of it"
 
 # A run that was interrupted goes on; one that is complete is only judged again.
 demo: $(BUILT)
@@ -52,6 +55,9 @@ lint: $(INSTALLED)
 	$(BIN)/ruff format --check .
 
 build: $(BUILT)
+
+bench: $(BUILT)
+	$(BIN)/python -m pytest benchmarks/ --benchmark-only $(BENCH_ARGS)
 
 gpu:
 	$(PYTHON) -m benchmarks.gpu --out $(OUT) $(if $(DRY),--dry)

@@ -1,4 +1,5 @@
 import dataclasses
+import gc
 
 import pytest
 import torch
@@ -26,3 +27,12 @@ def same_threads():
     threads = torch.get_num_threads()
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def little_to_collect():
+    """Every race collects garbage first: what was imported is not to be gone through each time."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()

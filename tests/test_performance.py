@@ -64,7 +64,7 @@ def test_the_arithmetic_for_each_byte():
 
 def test_the_folded_query_saves_a_quarter_of_the_projections():
     heads, x = 4, torch.randn(B, N, D)
-    folded = LadaAttention(D, heads)
+    folded = LadaAttention(D, heads, fold_query=True)
     with torch.no_grad():  # our own ops are no matrix products and not counted
         _, ours = multiply_adds(lambda: folded(x))
         _, official = multiply_adds(lambda: PlainAttention(folded)(x))

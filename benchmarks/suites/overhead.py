@@ -23,7 +23,7 @@ MODES = ("no gradients", "gradients recorded")
 def cases(plan: Plan) -> Iterator[Case]:
     """Eager calls, with and without gradients recorded; on a GPU also a captured one, as a graph replays it."""
     modes = MODES if plan.device == "cpu" else (*MODES, "captured")
-    for name in (*OPS, "LadaAttention", "LadaAttention, not folded"):
+    for name in (*OPS, "LadaAttention"):
         for mode in modes:
             about = {"call": name, "shape": list(TINY_SHAPE), "mode": mode}
             yield Case("overhead", about, tuple(plan.backends), ("plain",), partial(time_call, plan, name, mode, about))
@@ -33,7 +33,7 @@ def contestants(name: str, device: str) -> tuple[Function, Function, list[Tensor
     """Ours, plain, and what both are called with."""
     if name in OPS:
         return OPS[name].ours, OPS[name].plain, make_inputs(OPS[name].inputs, TINY_SHAPE, torch.float32, device)
-    ours = peers.LadaAttention(TINY_SHAPE[2], TINY_SHAPE[3], fold_query=name == "LadaAttention").to(device)
+    ours = peers.LadaAttention(TINY_SHAPE[2], TINY_SHAPE[3]).to(device)
     return ours, peers.PlainAttention(ours), make_inputs("t", TINY_SHAPE, torch.float32, device)
 
 

@@ -53,7 +53,7 @@ class Generator(nn.Module):
         *,
         decoder_dim: Sequence[int] | None = None,
         flavor: Flavor | str = "torch",
-        fold_query: bool = True,
+        fold_query: bool | None = None,
     ) -> None:
         super().__init__()
         flavor = resolve_flavor(flavor)
@@ -134,7 +134,7 @@ class Discriminator(nn.Module):
         mlp_dim: int = 512,
         *,
         flavor: Flavor | str = "torch",
-        fold_query: bool = True,
+        fold_query: bool | None = None,
     ) -> None:
         super().__init__()
         flavor = resolve_flavor(flavor)

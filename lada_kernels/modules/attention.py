@@ -7,6 +7,8 @@ from torch.nn import functional
 from lada_kernels.backends import chosen
 from lada_kernels.ops import additive_attention, additive_pool, gated_product, gated_projection
 
+# Elements of x from which the arithmetic that folding saves outweighs its calls; measured on a CPU.
+_WORTH_FOLDING = 2**17
 # Up to this dim attention is bound by memory, and one fused kernel takes x to the output.
 _TWO_PASS = 128
 
@@ -20,14 +22,15 @@ class LadaAttention(nn.Module):
         g_h   = sum_n alpha_n q_nh                   the global query, [d]
         out   = to_out(g * k * v)                    the heads' g side by side, [dim]
 
-    ``fold_query=True`` never forms q over the tokens. alpha sums to one, so the projection W_q commutes with
-    the pooling: score x itself with A = w W_q, pool it to P_h = sum_n alpha_n x_n, then project only that,
+    Folded, q is never formed over the tokens. alpha sums to one, so the projection W_q commutes with the
+    pooling: score x itself with A = w W_q, pool it to P_h = sum_n alpha_n x_n, then project only that,
     g_h = W_q,h P_h + b_q,h. The function and its derivatives are the same up to rounding; a quarter of the
-    projections' arithmetic and the memory of q are saved. ``fold_query=False`` computes in the order of the
-    equations. The attribute can be switched at any time.
+    projections' arithmetic and the memory of q are saved. But that takes more calls: few tokens are faster
+    in the order of the equations. ``fold_query=None`` folds an x of 2^17 elements and more, ``True`` every
+    one, ``False`` none. The attribute can be switched at any time.
 
     ``recompute=True`` saves memory in training: k and v, up to ``dim`` 128 g * k * v too, are not kept for the
-    gradients but computed again, as one more projection. Folded only; it can be switched at any time as well.
+    gradients but computed again, as one more projection. It always folds; it can be switched at any time as well.
 
     Up to ``dim`` 128, recomputed or where no gradient is needed on the Triton backend, x is read in two passes,
     one that pools it and one that turns it into the output, and nothing else of its size is written.
@@ -43,15 +46,15 @@ class LadaAttention(nn.Module):
         recompute: less memory for more arithmetic, see above.
 
     Raises:
-        ValueError: ``heads`` does not divide ``dim``; ``recompute`` without ``fold_query``; the input is not [B, N, dim].
+        ValueError: ``heads`` does not divide ``dim``; ``recompute`` with ``fold_query=False``; the input is not [B, N, dim].
     """
 
-    def __init__(self, dim: int, heads: int = 8, *, fold_query: bool = True, recompute: bool = False) -> None:
+    def __init__(self, dim: int, heads: int = 8, *, fold_query: bool | None = None, recompute: bool = False) -> None:
         super().__init__()
         if dim < 1 or heads < 1 or dim % heads:
             raise ValueError(f"heads must divide dim, got heads={heads} and dim={dim}")
-        if recompute and not fold_query:
-            raise ValueError(f"recompute needs fold_query, got recompute={recompute} and fold_query={fold_query}")
+        if recompute and fold_query is False:
+            raise ValueError(f"recompute folds the query, got recompute={recompute} and fold_query={fold_query}")
         self.dim = dim
         self.heads = heads
         self.scale = (dim // heads) ** -0.5
@@ -75,7 +78,8 @@ class LadaAttention(nn.Module):
         """
         if x.dim() != 3 or x.shape[2] != self.dim:
             raise ValueError(f"x must be [B, N, {self.dim}] as dim={self.dim}, got {list(x.shape)}")
-        attend = self._folded if self.fold_query else self._unfolded
+        fold = self.recompute or (x.numel() >= _WORTH_FOLDING if self.fold_query is None else self.fold_query)
+        attend = self._folded if fold else self._unfolded
         return attend(x, mask, return_weights)
 
     def _folded(self, x: Tensor, mask: Tensor | None, return_weights: bool) -> Tensor | tuple[Tensor, Tensor]:

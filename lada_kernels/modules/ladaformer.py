@@ -35,7 +35,7 @@ class Ladaformer(nn.Module):
         mlp_dim: int = 512,
         *,
         ln_eps: float = 1e-5,
-        fold_query: bool = True,
+        fold_query: bool | None = None,
     ) -> None:
         super().__init__()
         self.ln_1 = LayerNorm(dim, ln_eps)
@@ -79,7 +79,7 @@ class SMLadaformer(nn.Module):
         *,
         ln_eps: float = 1e-6,
         gamma_offset: float = 0.0,
-        fold_query: bool = True,
+        fold_query: bool | None = None,
     ) -> None:
         super().__init__()
         self.ln_1 = SelfModulatedLayerNorm(dim, cond_dim, eps=ln_eps, gamma_offset=gamma_offset)

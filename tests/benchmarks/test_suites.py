@@ -124,7 +124,7 @@ def test_a_step_that_is_wrong_is_refused(plan, monkeypatch):
 
 def test_tiny_calls_pass_the_gate(plan):
     rows = rows_of(overhead, plan)
-    assert len(rows) == (len(cases.OPS) + 2) * 2
+    assert len(rows) == (len(cases.OPS) + 1) * 2
     assert [row.refused for row in rows] == [None] * len(rows)
     assert all(set(row.times) == {"ours", "plain"} for row in rows)
 

@@ -19,9 +19,10 @@ def fold_query(request):
     return request.param
 
 
-def make(dim, heads, **options):
+def make(dim, heads, fold_query=True, **options):
+    """Folded if not told otherwise, though what is tested is small."""
     torch.manual_seed(dim + heads)
-    return LadaAttention(dim, heads, **options).double()
+    return LadaAttention(dim, heads, fold_query=fold_query, **options).double()
 
 
 def published(attention, x):
@@ -65,6 +66,17 @@ def test_folding_changes_nothing_at_three_orders(backend):
     attention.fold_query = False
     for value, expected in zip(folded, three_orders(attention, parameters, x), strict=True):
         torch.testing.assert_close(value, expected, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("elements", [2 * 19 * 24, 2 * 19 * 24 + 1])
+def test_few_tokens_are_left_unfolded(backend, elements, monkeypatch):
+    monkeypatch.setattr("lada_kernels.modules.attention._WORTH_FOLDING", elements)
+    attention, x = make(24, 4, fold_query=None), torch.randn(2, 19, 24, dtype=torch.float64)
+    out = attention(x)
+    attention.fold_query = elements == x.numel()
+    assert torch.equal(out, attention(x))
+    attention.fold_query = not attention.fold_query
+    assert not torch.equal(out, attention(x))  # they differ in rounding
 
 
 def test_gradcheck_and_gradgradcheck(backend, fold_query):
@@ -263,7 +275,7 @@ def test_compiles_with_and_without_gradients(backend, recompute):
 
 
 def test_recompute_needs_folding():
-    with pytest.raises(ValueError, match="recompute needs fold_query, got recompute=True and fold_query=False"):
+    with pytest.raises(ValueError, match="recompute folds the query, got recompute=True and fold_query=False"):
         LadaAttention(8, 2, fold_query=False, recompute=True)
 
 

@@ -2,7 +2,15 @@
 
 from .backends import available, explain, use_backend
 from .modules import BatchNorm2d, LadaAttention, Ladaformer, OnFeatureMap, SelfModulatedLayerNorm, SMLadaformer
-from .ops import additive_attention, additive_pool, gated_product, gated_projection, modulated_layer_norm
+from .ops import (
+    additive_attention,
+    additive_pool,
+    dot_product_attention,
+    gated_product,
+    gated_projection,
+    l2_attention,
+    modulated_layer_norm,
+)
 from .version import VERSION
 
 __version__ = VERSION
@@ -17,9 +25,11 @@ __all__ = [
     "additive_attention",
     "additive_pool",
     "available",
+    "dot_product_attention",
     "explain",
     "gated_product",
     "gated_projection",
+    "l2_attention",
     "modulated_layer_norm",
     "use_backend",
 ]

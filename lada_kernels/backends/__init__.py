@@ -20,17 +20,24 @@ from typing import Any
 
 import torch
 
-from . import cpu, cuda, reference, triton
+from . import blockwise, cpu, cuda, reference, triton
 from .arguments import Kind
 
-OPS = ("additive_pool", "gated_product", "additive_attention", "modulated_layer_norm", "gated_projection")
+QUADRATIC = ("dot_product_attention", "l2_attention")  # attention over pairs of tokens
+OPS = ("additive_pool", "gated_product", "additive_attention", "modulated_layer_norm", "gated_projection", *QUADRATIC)
 
-_BACKENDS: dict[str, types.ModuleType] = {"cpu": cpu, "cuda": cuda, "triton": triton, "reference": reference}
+_BACKENDS: dict[str, types.ModuleType] = {
+    "cpu": cpu,
+    "cuda": cuda,
+    "triton": triton,
+    "blockwise": blockwise,
+    "reference": reference,
+}
 
 # In order of preference; the reference runs anything and comes last. CUDA comes before Triton because it compiles nothing
 # when it runs: the two have not been measured against each other.
-_ORDER = ("cpu", "cuda", "triton", "reference")
-_ORDERS = {"gated_projection": ("cpu", "triton", "cuda", "reference")}  # only Triton's never writes k and v
+_ORDER = ("cpu", "cuda", "triton", "blockwise", "reference")
+_ORDERS = {"gated_projection": ("cpu", "triton", "cuda", "blockwise", "reference")}  # only Triton's never writes k and v
 
 
 class BackendError(RuntimeError):
@@ -63,7 +70,8 @@ def explain(op: str, *tensors: torch.Tensor) -> Explanation:
     """Which backend would run `op` on these tensors, and why the others would not.
 
     Args:
-        op: one of "additive_pool", "gated_product", "additive_attention", "modulated_layer_norm", "gated_projection".
+        op: one of "additive_pool", "gated_product", "additive_attention", "modulated_layer_norm", "gated_projection",
+            "dot_product_attention", "l2_attention".
         tensors: the op's tensor arguments; the first decides device, dtype and channels.
 
     Raises:
@@ -133,6 +141,8 @@ def _choose(op: str, kind: Kind, requested: str | None) -> str:
 
 
 def _reason(name: str, op: str, kind: Kind) -> str | None:
+    if name != "reference" and (name == "blockwise") != (op in QUADRATIC):
+        return f"it has no kernel for {op}"
     return _BACKENDS[name].unavailable() or _BACKENDS[name].refuses(op, kind)
 
 

@@ -2,8 +2,18 @@
 
 from .additive_attention import additive_attention
 from .additive_pool import additive_pool
+from .dot_product_attention import dot_product_attention
 from .gated_product import gated_product
 from .gated_projection import gated_projection
+from .l2_attention import l2_attention
 from .modulated_layer_norm import modulated_layer_norm
 
-__all__ = ["additive_attention", "additive_pool", "gated_product", "gated_projection", "modulated_layer_norm"]
+__all__ = [
+    "additive_attention",
+    "additive_pool",
+    "dot_product_attention",
+    "gated_product",
+    "gated_projection",
+    "l2_attention",
+    "modulated_layer_norm",
+]

@@ -18,6 +18,24 @@ def tokens(name: str, x: Tensor) -> None:
         raise ValueError(f"{name}: got shape {shape(x)}, expected at least one token and one channel (N > 0, D > 0)")
 
 
+def by_heads(name: str, x: Tensor, letters: str, beside: tuple[str, Tensor] | None = None) -> None:
+    """x has four dimensions, none but the first empty, and a floating dtype; beside another also its batch, heads and so on."""
+    if x.dim() != 4:
+        raise ValueError(f"{name}: got shape {shape(x)}, expected {letters}")
+    if x.dtype not in FLOATING:
+        raise TypeError(f"{name}: got dtype {x.dtype}, expected float32, bfloat16, float16 or float64")
+    if 0 in x.shape[1:]:
+        raise ValueError(f"{name}: got shape {shape(x)}, expected at least one head, token and channel")
+    if beside is None:
+        return
+    other_name, other = beside
+    if x.shape[:2] != other.shape[:2]:
+        raise ValueError(f"{name}: got shape {shape(x)}, expected {other_name}'s B and H, {list(other.shape[:2])}")
+    if x.dtype != other.dtype:
+        raise TypeError(f"{name}: got dtype {x.dtype}, expected {other_name}'s dtype {other.dtype}")
+    same_device(name, x, other_name, other)
+
+
 def like(name: str, tensor: Tensor, other_name: str, other: Tensor) -> None:
     """tensor has other's shape, dtype and device."""
     if tensor.shape != other.shape:

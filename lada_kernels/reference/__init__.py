@@ -3,6 +3,22 @@
 The single source of truth: every other backend is judged against it, and it is itself a backend. It never calls a kernel.
 """
 
-from . import additive_attention, additive_pool, gated_product, gated_projection, modulated_layer_norm
+from . import (
+    additive_attention,
+    additive_pool,
+    dot_product_attention,
+    gated_product,
+    gated_projection,
+    l2_attention,
+    modulated_layer_norm,
+)
 
-__all__ = ["additive_attention", "additive_pool", "gated_product", "gated_projection", "modulated_layer_norm"]
+__all__ = [
+    "additive_attention",
+    "additive_pool",
+    "dot_product_attention",
+    "gated_product",
+    "gated_projection",
+    "l2_attention",
+    "modulated_layer_norm",
+]

@@ -17,6 +17,7 @@ from lada_kernels import available, backends, explain, gated_product, use_backen
 from lada_kernels.backends.cuda import launch
 
 ROOT = Path(__file__).parents[2]
+LINEAR = [op for op in backends.OPS if op not in backends.QUADRATIC]  # what cpu, cuda and triton have kernels for
 HAS_CPU = available()["cpu"] is None
 needs_cpu = pytest.mark.skipif(not HAS_CPU, reason=f"backend 'cpu': {available()['cpu']}")
 
@@ -95,7 +96,7 @@ def test_triton_comes_first_where_it_alone_writes_no_k_and_v(two_gpu_backends):
 
 @pytest.mark.parametrize(("asked", "other"), [("cuda", "triton"), ("triton", "cuda")])
 def test_the_order_gives_way_to_use_backend(asked, other, two_gpu_backends):
-    for op in backends.OPS:
+    for op in LINEAR:
         with use_backend(asked):
             explanation = explain(op, *gate_inputs())
         assert explanation.backend == asked
@@ -114,7 +115,7 @@ def why_not_cuda(op, x):
         return explain(op, x).reasons["cuda"]
 
 
-@pytest.mark.parametrize("op", backends.OPS)
+@pytest.mark.parametrize("op", LINEAR)
 def test_what_cuda_refuses(op, cuda_device):
     taken = "another backend was asked for"
     for dtype in (torch.float32, torch.bfloat16, torch.float16):
@@ -208,7 +209,8 @@ def test_use_backend_reaches_other_threads():
 
 
 def test_unknown_name():
-    with pytest.raises(ValueError, match=r"name: got 'gpu', expected one of cpu, cuda, triton, reference"), use_backend("gpu"):
+    names = "cpu, cuda, triton, blockwise, reference"
+    with pytest.raises(ValueError, match=f"name: got 'gpu', expected one of {names}"), use_backend("gpu"):
         pass
 
 
@@ -289,7 +291,7 @@ def reasons():
     return json.loads(done.stdout)
 
 
-@pytest.mark.parametrize("name", [*available(), ""])
+@pytest.mark.parametrize("name", [*(name for name in available() if name != "blockwise"), ""])
 def test_environment_variable(name, reasons):
     done = python(SAY, LADA_BACKEND=name)
     if name and reasons[name]:
@@ -300,10 +302,16 @@ def test_environment_variable(name, reasons):
         assert done.stdout.split() == [name or ("cpu" if HAS_CPU else "reference")]
 
 
+def test_environment_variable_for_other_ops():
+    done = python(SAY, LADA_BACKEND="blockwise")
+    assert done.returncode != 0
+    assert "backend 'blockwise' cannot run gated_product: it has no kernel for gated_product" in done.stderr
+
+
 def test_unknown_environment_variable():
     done = python(SAY, LADA_BACKEND="gpu")
     assert done.returncode != 0
-    assert "environment variable LADA_BACKEND: got 'gpu', expected one of cpu, cuda, triton, reference" in done.stderr
+    assert "environment variable LADA_BACKEND: got 'gpu', expected one of cpu, cuda, triton, blockwise, ref" in done.stderr
 
 
 def test_what_the_package_offers():

@@ -2,7 +2,7 @@
 
 All take [B,N,D], project it to q, k and v, attend by heads and project the result, as LadaGAN's does. Written from the papers'
 equations: dot-product attention (Vaswani et al. 2017, equation 1), linear attention with elu + 1 (Katharopoulos et al. 2020,
-equation 5), Fastformer (Wu et al. 2021, equations 2 to 8).
+equation 5), Fastformer (Wu et al. 2021).
 """
 
 from collections.abc import Callable

@@ -1,7 +1,17 @@
 """Fused kernels, to second order, for the attention of efficient transformer GANs."""
 
 from .backends import available, explain, use_backend
-from .modules import BatchNorm2d, LadaAttention, Ladaformer, OnFeatureMap, SelfModulatedLayerNorm, SMLadaformer
+from .modules import (
+    BatchNorm2d,
+    DotProductAttention,
+    L2Attention,
+    LadaAttention,
+    Ladaformer,
+    OnFeatureMap,
+    SelfModulatedLayerNorm,
+    SMLadaformer,
+    improved_spectral_norm,
+)
 from .ops import (
     additive_attention,
     additive_pool,
@@ -17,6 +27,8 @@ __version__ = VERSION
 
 __all__ = [
     "BatchNorm2d",
+    "DotProductAttention",
+    "L2Attention",
     "LadaAttention",
     "Ladaformer",
     "OnFeatureMap",
@@ -29,6 +41,7 @@ __all__ = [
     "explain",
     "gated_product",
     "gated_projection",
+    "improved_spectral_norm",
     "l2_attention",
     "modulated_layer_norm",
     "use_backend",

@@ -2,8 +2,26 @@
 
 from lada_kernels.modules.attention import LadaAttention
 from lada_kernels.modules.batch_norm import BatchNorm2d
+from lada_kernels.modules.equalized import EqualizedLinear, MappingNetwork
 from lada_kernels.modules.feature_map import OnFeatureMap
 from lada_kernels.modules.ladaformer import Ladaformer, SMLadaformer
 from lada_kernels.modules.norm import SelfModulatedLayerNorm
+from lada_kernels.modules.patches import PatchEmbedding, SinePosition
+from lada_kernels.modules.quadratic_attention import DotProductAttention, L2Attention
+from lada_kernels.modules.spectral_norm import improved_spectral_norm
 
-__all__ = ["BatchNorm2d", "LadaAttention", "Ladaformer", "OnFeatureMap", "SMLadaformer", "SelfModulatedLayerNorm"]
+__all__ = [
+    "BatchNorm2d",
+    "DotProductAttention",
+    "EqualizedLinear",
+    "L2Attention",
+    "LadaAttention",
+    "Ladaformer",
+    "MappingNetwork",
+    "OnFeatureMap",
+    "PatchEmbedding",
+    "SMLadaformer",
+    "SelfModulatedLayerNorm",
+    "SinePosition",
+    "improved_spectral_norm",
+]

@@ -5,6 +5,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from lada_kernels.backends import chosen
+from lada_kernels.modules import checks
 from lada_kernels.ops import additive_attention, additive_pool, gated_product, gated_projection
 
 # Elements of x from which the arithmetic that folding saves outweighs its calls; measured on a CPU.
@@ -51,8 +52,7 @@ class LadaAttention(nn.Module):
 
     def __init__(self, dim: int, heads: int = 8, *, fold_query: bool | None = None, recompute: bool = False) -> None:
         super().__init__()
-        if dim < 1 or heads < 1 or dim % heads:
-            raise ValueError(f"heads must divide dim, got heads={heads} and dim={dim}")
+        checks.divide(dim, heads)
         if recompute and fold_query is False:
             raise ValueError(f"recompute folds the query, got recompute={recompute} and fold_query={fold_query}")
         self.dim = dim
@@ -76,8 +76,7 @@ class LadaAttention(nn.Module):
         Returns:
             [B, N, dim]; with ``return_weights`` a pair of it and alpha [B, H, N] (not differentiable).
         """
-        if x.dim() != 3 or x.shape[2] != self.dim:
-            raise ValueError(f"x must be [B, N, {self.dim}] as dim={self.dim}, got {list(x.shape)}")
+        checks.tokens(x, self.dim)
         fold = self.recompute or (x.numel() >= _WORTH_FOLDING if self.fold_query is None else self.fold_query)
         attend = self._folded if fold else self._unfolded
         return attend(x, mask, return_weights)

@@ -14,7 +14,7 @@ def l2_attention(
 ) -> Tensor | tuple[Tensor, Tensor]:
     r"""softmax_j(-scale·‖x_i − x_j‖²) v_j, x the tied queries and keys, differentiable twice in O(N) memory.
 
-    The attention of ViTGAN's discriminator (arXiv 2107.04589, section 3.2; Kim et al. 2021): unlike that by products it is
+    The attention of ViTGAN's discriminator (arXiv 2107.04589; Kim et al. 2021): unlike that by products it is
     Lipschitz continuous. It runs as dot-product attention with a bias of each key, which is kept in float32 beside 16-bit
     tokens: see `lada_kernels.reference.l2_attention`.
 

@@ -1,0 +1,64 @@
+"""Layers with an equalised learning rate, and the mapping network made of them."""
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+
+class EqualizedLinear(nn.Module):
+    """`torch.nn.Linear` whose weights all begin as standard normals, and are scaled when used (Karras et al. 2018).
+
+    ``y = x (c W)^T + m b`` with c = m / sqrt(in_features): an optimiser that normalises its steps, as Adam does, then learns at
+    the same speed in every layer, ``lr_multiplier`` m times as fast as elsewhere.
+
+    Args:
+        in_features, out_features: channels before and after.
+        bias: learn b, zeros at first.
+        lr_multiplier: m; the weights begin as standard normals divided by it.
+    """
+
+    def __init__(self, in_features: int, out_features: int, bias: bool = True, lr_multiplier: float = 1.0) -> None:
+        super().__init__()
+        self.in_features, self.out_features, self.lr_multiplier = in_features, out_features, lr_multiplier
+        self.scale = lr_multiplier / math.sqrt(in_features)
+        self.weight = nn.Parameter(torch.randn(out_features, in_features) / lr_multiplier)
+        self.bias = nn.Parameter(torch.zeros(out_features)) if bias else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., in_features] -> [..., out_features]."""
+        bias = None if self.bias is None else self.bias * self.lr_multiplier
+        return functional.linear(x, self.weight * self.scale, bias)
+
+    def extra_repr(self) -> str:
+        """What `print` shows."""
+        return (
+            f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}, "
+            f"lr_multiplier={self.lr_multiplier}"
+        )
+
+
+class MappingNetwork(nn.Module):
+    """Latents to what modulates a generator (Karras et al. 2019): normalised to length sqrt(dim), then dense layers.
+
+    Each layer is an `EqualizedLinear` followed by sqrt(2) LeakyReLU(0.2), which keeps the variance of its input.
+
+    Args:
+        dim: values of a latent, and of what comes out.
+        layers: how many.
+        lr_multiplier: see `EqualizedLinear`.
+        eps: added to the mean square that a latent is divided by the root of.
+    """
+
+    def __init__(self, dim: int, layers: int = 8, lr_multiplier: float = 0.01, eps: float = 1e-8) -> None:
+        super().__init__()
+        self.eps = eps
+        self.layers = nn.ModuleList(EqualizedLinear(dim, dim, lr_multiplier=lr_multiplier) for _ in range(layers))
+
+    def forward(self, z: Tensor) -> Tensor:
+        """[B, dim] -> [B, dim]."""
+        w = z * (z.square().mean(-1, keepdim=True) + self.eps).rsqrt()
+        for layer in self.layers:
+            w = math.sqrt(2) * functional.leaky_relu(layer(w), 0.2)
+        return w

@@ -203,7 +203,7 @@ def draw_shares(record: Record) -> Figure:
         groups = ["" if column else op.replace(", ", ",\n") for op in ops]
         draw_bars(axes, groups, bars, "{:.2f}", hold=True)
         axes.set_title(order)
-    heading(figure, f"Share of the byte bound (a copy of as many bytes is 1), {'×'.join(map(str, shape))} {dtype}", record)
+    heading(figure, f"Share of the byte bound, 1: a copy, at {'×'.join(map(str, shape))}, {dtype}", record)
     add_legend(figure, names, len(names))
     return figure
 

@@ -95,7 +95,7 @@ def judge(op, problem: Problem, inputs: list[Tensor], grad: Tensor, cotangents: 
     for label, out in got.items():
         assert out.dtype == inputs[0].dtype, label
         floor = problem.channels * problem.values if one else 0.0
-        assert_accurate(out, truth[label], label, condition=largest_logit(op, inputs, problem.scale), floor=floor)
+        assert_accurate(out.cpu(), truth[label], label, condition=largest_logit(op, inputs, problem.scale), floor=floor)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -103,6 +103,17 @@ def judge(op, problem: Problem, inputs: list[Tensor], grad: Tensor, cotangents: 
 @each_op
 def test_orders(op, problem, dtype, backend):
     judge(op, problem, *make(op, problem, dtype))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("problem", PROBLEMS, ids=str)
+@each_op
+def test_orders_on_a_gpu(op, problem, dtype, backend):
+    inputs, grad, cotangents = make(op, problem, dtype)
+    leaves = [x.detach().cuda().requires_grad_() for x in (*inputs, grad)]
+    judge(op, problem, leaves[:-1], leaves[-1], [x.cuda() for x in cotangents])
 
 
 @each_op

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from lada_kernels.modules.equalized import EqualizedLinear
 from lada_kernels.ops import modulated_layer_norm
 
 
@@ -50,27 +51,40 @@ class SelfModulatedLayerNorm(nn.Module):
         out = (gamma_offset + mlp_gamma(c)) * (x - mean) / sqrt(var + eps) + mlp_beta(c)
 
     Parameters, named as in the official LadaGAN checkpoints: ``h.0`` (cond_dim -> dim), ``mlp_gamma`` and
-    ``mlp_beta`` (dim -> dim).
+    ``mlp_beta`` (dim -> dim). ViTGAN (arXiv 2107.04589) has no ``h``: with ``hidden=False`` c is z itself, and the
+    other two go cond_dim -> dim.
 
     Args:
         dim: channels D of x.
         cond_dim: values per condition.
         eps: added to the variance. LadaGAN uses 1e-6, in both of its official versions.
-        gamma_offset: 0 in LadaGAN, where gamma is used as it comes; ViTGAN modulates around 1.
+        gamma_offset: 0 in LadaGAN, where gamma is used as it comes; ViTGAN's code modulates around 1.
+        hidden: compute gamma and beta from relu(h(z)), as LadaGAN does, or from z itself.
+        equalized: `EqualizedLinear` in place of `torch.nn.Linear`, as in ViTGAN.
 
     Raises:
         ValueError: x is not [B, N, dim], or z does not hold B times ``cond_dim`` values.
     """
 
-    def __init__(self, dim: int, cond_dim: int, *, eps: float = 1e-6, gamma_offset: float = 0.0) -> None:
+    def __init__(
+        self,
+        dim: int,
+        cond_dim: int,
+        *,
+        eps: float = 1e-6,
+        gamma_offset: float = 0.0,
+        hidden: bool = True,
+        equalized: bool = False,
+    ) -> None:
         super().__init__()
+        linear = EqualizedLinear if equalized else nn.Linear
         self.dim = dim
         self.cond_dim = cond_dim
         self.eps = eps
         self.gamma_offset = gamma_offset
-        self.h = nn.Sequential(nn.Linear(cond_dim, dim), nn.ReLU())
-        self.mlp_gamma = nn.Linear(dim, dim)
-        self.mlp_beta = nn.Linear(dim, dim)
+        self.h = nn.Sequential(linear(cond_dim, dim), nn.ReLU()) if hidden else nn.Identity()
+        self.mlp_gamma = linear(dim if hidden else cond_dim, dim)
+        self.mlp_beta = linear(dim if hidden else cond_dim, dim)
 
     def forward(self, x: Tensor | Sequence[Tensor], z: Tensor | None = None) -> Tensor:
         """Map x [B, N, dim] under z [B, cond_dim], or [B, ...] of as many values, to [B, N, dim].

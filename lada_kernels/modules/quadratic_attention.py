@@ -3,6 +3,7 @@
 from torch import Tensor, nn
 
 from lada_kernels.modules import checks
+from lada_kernels.modules.equalized import EqualizedLinear
 from lada_kernels.ops import dot_product_attention, l2_attention
 
 
@@ -47,15 +48,17 @@ class DotProductAttention(_Attention):
     Args:
         dim: channels of the input.
         heads: number of heads; must divide ``dim``.
+        equalized: `EqualizedLinear` in place of `torch.nn.Linear`, as in ViTGAN's generator.
 
     Raises:
         ValueError: ``heads`` does not divide ``dim``; the input is not [B, N, dim].
     """
 
-    def __init__(self, dim: int, heads: int = 6) -> None:
+    def __init__(self, dim: int, heads: int = 6, *, equalized: bool = False) -> None:
         super().__init__(dim, heads)
-        self.to_qkv = nn.Linear(dim, 3 * dim)
-        self.to_out = nn.Linear(dim, dim)
+        linear = EqualizedLinear if equalized else nn.Linear
+        self.to_qkv = linear(dim, 3 * dim)
+        self.to_out = linear(dim, dim)
 
     def _attend(self, x: Tensor, return_weights: bool) -> Tensor | tuple[Tensor, Tensor]:
         q, k, v = (_by_heads(part, self.heads) for part in self.to_qkv(x).chunk(3, dim=-1))
@@ -71,16 +74,18 @@ class L2Attention(_Attention):
     Args:
         dim: channels of the input.
         heads: number of heads; must divide ``dim``.
+        equalized: `EqualizedLinear` in place of `torch.nn.Linear`, as in ViTGAN's generator.
 
     Raises:
         ValueError: ``heads`` does not divide ``dim``; the input is not [B, N, dim].
     """
 
-    def __init__(self, dim: int, heads: int = 6) -> None:
+    def __init__(self, dim: int, heads: int = 6, *, equalized: bool = False) -> None:
         super().__init__(dim, heads)
-        self.to_qk = nn.Linear(dim, dim)
-        self.to_v = nn.Linear(dim, dim)
-        self.to_out = nn.Linear(dim, dim)
+        linear = EqualizedLinear if equalized else nn.Linear
+        self.to_qk = linear(dim, dim)
+        self.to_v = linear(dim, dim)
+        self.to_out = linear(dim, dim)
 
     def _attend(self, x: Tensor, return_weights: bool) -> Tensor | tuple[Tensor, Tensor]:
         qk, v = _by_heads(self.to_qk(x), self.heads), _by_heads(self.to_v(x), self.heads)

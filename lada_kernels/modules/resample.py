@@ -1,0 +1,111 @@
+"""Resampling behind a [1, 3, 3, 1] blur, which keeps aliases out (Karras et al. 2019, 2020; Zhang 2019)."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd import Function
+from torch.nn import functional
+
+_TAPS = (1.0, 3.0, 3.0, 1.0)
+
+
+class Blur(nn.Module):
+    """Every channel convolved with the outer product of [1, 3, 3, 1] with itself, whose sum is ``gain``; zeros around the map.
+
+    Differentiable any number of times: the blur is linear, and its gradient is its own adjoint. float32, float64, bfloat16 or
+    float16, any number of channels. The kernel is a buffer that is not saved.
+
+    Args:
+        padding: zeros on every side, not negative.
+        stride: from one value kept to the next.
+        gain: what a constant map is multiplied by, away from its border.
+
+    Raises:
+        ValueError: ``padding`` is negative or ``stride`` not positive; the input is not [B, C, H, W], or too small.
+    """
+
+    def __init__(self, padding: int = 1, stride: int = 1, gain: float = 1.0) -> None:
+        super().__init__()
+        if padding < 0 or stride < 1:
+            raise ValueError(f"padding must be 0 or more and stride 1 or more, got padding={padding} and stride={stride}")
+        self.padding, self.stride, self.gain = padding, stride, gain
+        taps = torch.tensor(_TAPS) / sum(_TAPS)
+        self.register_buffer("kernel", gain * torch.outer(taps, taps), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, C, H, W] -> [B, C, H', W'], H' = floor((H + 2 padding - 4) / stride) + 1 and W' likewise."""
+        _check_map(x, max(1, len(_TAPS) - 2 * self.padding))
+        return _Correlate.apply(x, self.kernel, self.padding, self.stride)
+
+    def extra_repr(self) -> str:
+        """What `print` shows."""
+        return f"padding={self.padding}, stride={self.stride}, gain={self.gain}"
+
+
+class BlurDownsample(Blur):
+    """Halves a map's sides: the blur, centred between the pixels of each 2x2 square, at every second of them."""
+
+    def __init__(self) -> None:
+        super().__init__(padding=1, stride=2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, C, H, W] -> [B, C, floor(H/2), floor(W/2)]; H and W at least 2."""
+        return super().forward(x)
+
+
+class BlurUpsample(Blur):
+    """Doubles a map's sides: zeros put between the pixels, then the blur with gain 4, which makes up for them.
+
+    Four times the adjoint of `BlurDownsample`; away from the border, bilinear interpolation.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(padding=1, stride=2, gain=4.0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, C, H, W] -> [B, C, 2H, 2W]."""
+        _check_map(x, 1)
+        return _Adjoint.apply(x, self.kernel, self.padding, self.stride, (2 * x.shape[2], 2 * x.shape[3]))
+
+
+def _check_map(x: Tensor, least: int) -> None:
+    if x.dim() != 4 or min(x.shape[2:]) < least:
+        raise ValueError(f"x must be [B, C, H, W] with H and W at least {least}, got {list(x.shape)}")
+
+
+def _depthwise(kernel: Tensor, x: Tensor) -> Tensor:
+    return kernel.to(x.dtype).expand(x.shape[1], 1, -1, -1)
+
+
+# A pair of functions, each the other's gradient: torch's own second derivative of a depthwise convolution walks over channels.
+class _Correlate(Function):
+    @staticmethod
+    def forward(x: Tensor, kernel: Tensor, padding: int, stride: int) -> Tensor:
+        return functional.conv2d(x, _depthwise(kernel, x), padding=padding, stride=stride, groups=x.shape[1])
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
+        x, kernel, ctx.padding, ctx.stride = inputs
+        ctx.size = tuple(x.shape[2:])
+        ctx.save_for_backward(kernel)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple:
+        return _Adjoint.apply(grad, *ctx.saved_tensors, ctx.padding, ctx.stride, ctx.size), None, None, None
+
+
+class _Adjoint(Function):
+    @staticmethod
+    def forward(y: Tensor, kernel: Tensor, padding: int, stride: int, size: tuple[int, int]) -> Tensor:
+        shape = (*y.shape[:2], *size)
+        return torch.nn.grad.conv2d_input(shape, _depthwise(kernel, y), y, stride, padding, groups=y.shape[1])
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
+        _, kernel, ctx.padding, ctx.stride, _ = inputs
+        ctx.save_for_backward(kernel)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple:
+        return _Correlate.apply(grad, *ctx.saved_tensors, ctx.padding, ctx.stride), None, None, None, None

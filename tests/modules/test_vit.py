@@ -1,15 +1,15 @@
-"""ViTGAN's blocks against their equations, written out token by token in float64."""
+"""ViTGAN's blocks against their equations, in float64."""
 
 import copy
 import io
 
 import pytest
 import torch
+import vit_equations
 from torch.autograd import gradcheck, gradgradcheck
-from torch.nn.functional import gelu, silu
 from torch.nn.utils import parametrize
 
-from lada_kernels.modules import EqualizedLinear, SelfModulatedLayerNorm
+from lada_kernels.modules import SelfModulatedLayerNorm
 from lada_kernels.modules.vit import StyledViTBlock, ViTBlock
 
 DTYPE = torch.float64
@@ -38,53 +38,11 @@ def inputs(styled, batch=2, tokens=5, dim=DIM, style_dim=STYLE):
     return (x, torch.randn(batch, style_dim, dtype=DTYPE)) if styled else (x,)
 
 
-def affine(layer, x):
-    scale = x.shape[-1] ** -0.5 if isinstance(layer, EqualizedLinear) else 1
-    return x @ (layer.weight * scale).mT + layer.bias
-
-
-def attend(attention, x, heads=HEADS):
-    size = x.shape[-1] // heads
-    if hasattr(attention, "to_qk"):
-        q = k = affine(attention.to_qk, x)
-        v = affine(attention.to_v, x)
-    else:
-        q, k, v = affine(attention.to_qkv, x).chunk(3, -1)
-    out = []
-    for part in (slice(h * size, (h + 1) * size) for h in range(heads)):
-        pairs = q[:, :, None, part], k[:, None, :, part]
-        scores = -(pairs[0] - pairs[1]).square().sum(-1) if hasattr(attention, "to_qk") else (pairs[0] * pairs[1]).sum(-1)
-        out.append((scores / size**0.5).softmax(-1) @ v[..., part])
-    return affine(attention.to_out, torch.cat(out, -1))
-
-
-def standardised(x, eps):
-    return (x - x.mean(-1, keepdim=True)) / (x.var(-1, unbiased=False, keepdim=True) + eps).sqrt()
-
-
-def published(block, x, w=None, residual="pre-norm", eps=1e-3, offset=1.0):
-    if w is None:
-
-        def norm(ln, x):
-            return standardised(x, 1e-5) * ln.weight + ln.bias
-
-    else:
-
-        def norm(ln, x):
-            return (offset + affine(ln.mlp_gamma, w))[:, None] * standardised(x, eps) + affine(ln.mlp_beta, w)[:, None]
-
-    normed = norm(block.ln_1, x)
-    x = attend(block.attn, normed) + (normed if residual == "official" else x)
-    normed = norm(block.ln_2, x)
-    hidden = (gelu if w is None else silu)(affine(block.mlp[0], normed))
-    return affine(block.mlp[2], hidden) + (normed if residual == "official" else x)
-
-
 @pytest.mark.parametrize("equalized", [False, True])
 @pytest.mark.parametrize(("styled", "attention"), KINDS)
 def test_blocks_equal_the_equations(styled, attention, equalized):
     block, given = make(styled, attention, equalized=equalized), inputs(styled)
-    torch.testing.assert_close(block(*given), published(block, *given), rtol=1e-11, atol=1e-11)
+    torch.testing.assert_close(block(*given), vit_equations.block(block, *given), rtol=1e-11, atol=1e-11)
 
 
 @pytest.mark.parametrize("residual", ["pre-norm", "official"])
@@ -92,7 +50,7 @@ def test_blocks_equal_the_equations(styled, attention, equalized):
 def test_residuals_and_conventions(residual, eps, offset):
     block = make(True, "dot", residual=residual, ln_eps=eps, gamma_offset=offset)
     x, w = inputs(True)
-    expected = published(block, x, w, residual, eps, offset)
+    expected = vit_equations.block(block, x, w, residual, eps=eps, offset=offset)
     torch.testing.assert_close(block(x, w), expected, rtol=1e-11, atol=1e-11)
     assert repr(residual) in repr(block)
 
@@ -103,7 +61,8 @@ def test_the_norm_without_a_hidden_layer():
     assert list(norm.state_dict()) == [f"mlp_{part}.{kind}" for part in ("gamma", "beta") for kind in ("weight", "bias")]
     x, w = torch.randn(2, 3, 6, dtype=DTYPE), torch.randn(2, 4, dtype=DTYPE)
     gamma, beta = w @ norm.mlp_gamma.weight.T / 2, w @ norm.mlp_beta.weight.T / 2
-    torch.testing.assert_close(norm(x, w), gamma[:, None] * standardised(x, 1e-6) + beta[:, None], rtol=1e-12, atol=1e-12)
+    expected = gamma[:, None] * vit_equations.standardised(x, 1e-6) + beta[:, None]
+    torch.testing.assert_close(norm(x, w), expected, rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("spectral_norm", [False, True])
@@ -118,7 +77,7 @@ def test_second_derivatives(styled, attention, spectral_norm):
 @pytest.mark.parametrize(("styled", "attention"), KINDS)
 def test_a_gradient_penalty_reaches_the_parameters(styled, attention):
     block, results = make(styled, attention), []
-    for function in (block, lambda *given: published(block, *given)):
+    for function in (block, lambda *given: vit_equations.block(block, *given)):
         x, *w = inputs(styled)
         (slope,) = torch.autograd.grad(function(x.requires_grad_(), *w).square().sum(), x, create_graph=True)
         penalty = slope.square().sum()

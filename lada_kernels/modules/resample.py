@@ -7,6 +7,8 @@ from torch import Tensor, nn
 from torch.autograd import Function
 from torch.nn import functional
 
+from lada_kernels.ops import library
+
 _TAPS = (1.0, 3.0, 3.0, 1.0)
 
 
@@ -80,7 +82,7 @@ def _depthwise(kernel: Tensor, x: Tensor) -> Tensor:
 
 # A pair of functions, each the other's gradient: torch's own second derivative of a depthwise convolution walks over channels.
 class _Correlate(Function):
-    @staticmethod
+    @library.positional
     def forward(x: Tensor, kernel: Tensor, padding: int, stride: int) -> Tensor:
         return functional.conv2d(x, _depthwise(kernel, x), padding=padding, stride=stride, groups=x.shape[1])
 
@@ -96,7 +98,7 @@ class _Correlate(Function):
 
 
 class _Adjoint(Function):
-    @staticmethod
+    @library.positional
     def forward(y: Tensor, kernel: Tensor, padding: int, stride: int, size: tuple[int, int]) -> Tensor:
         shape = (*y.shape[:2], *size)
         return torch.nn.grad.conv2d_input(shape, _depthwise(kernel, y), y, stride, padding, groups=y.shape[1])

@@ -39,6 +39,50 @@ class EqualizedLinear(nn.Module):
         )
 
 
+class EqualizedConv2d(nn.Module):
+    """`torch.nn.Conv2d` with an equalised learning rate, as in `EqualizedLinear` (Karras et al. 2018).
+
+    ``y = gain (c W * x + b)`` with c = (in_channels kernel^2)^-1/2. A LeakyReLU commutes with a positive factor: StyleGAN's
+    sqrt(2) behind it may be given here as ``gain``, where it costs nothing.
+
+    Args:
+        in_channels, out_channels: before and after.
+        kernel: side of the kernel.
+        stride, padding: as in `torch.nn.Conv2d`.
+        bias: learn b, zeros at first.
+        gain: a factor on the result.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel: int,
+        stride: int = 1,
+        padding: int = 0,
+        bias: bool = True,
+        gain: float = 1.0,
+    ) -> None:
+        super().__init__()
+        self.stride, self.padding, self.gain = stride, padding, gain
+        self.scale = gain / math.sqrt(in_channels * kernel**2)
+        self.weight = nn.Parameter(torch.randn(out_channels, in_channels, kernel, kernel))
+        self.bias = nn.Parameter(torch.zeros(out_channels)) if bias else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, in_channels, H, W] -> [B, out_channels, H', W'], H' and W' as in `torch.nn.Conv2d`."""
+        bias = None if self.bias is None else self.bias * self.gain
+        return functional.conv2d(x, self.weight * self.scale, bias, self.stride, self.padding)
+
+    def extra_repr(self) -> str:
+        """What `print` shows."""
+        out_channels, in_channels, kernel, _ = self.weight.shape
+        return (
+            f"{in_channels}, {out_channels}, kernel={kernel}, stride={self.stride}, padding={self.padding}, "
+            f"bias={self.bias is not None}, gain={self.gain}"
+        )
+
+
 class MappingNetwork(nn.Module):
     """Latents to what modulates a generator (Karras et al. 2019): normalised to length sqrt(dim), then dense layers.
 

@@ -2,9 +2,10 @@
 
 import pytest
 import torch
-from torch.nn.functional import leaky_relu, linear
+from torch.nn.functional import conv2d, leaky_relu, linear
 
 from lada_kernels.modules import EqualizedLinear, MappingNetwork
+from lada_kernels.modules.equalized import EqualizedConv2d
 
 
 @pytest.mark.parametrize("multiplier", [1.0, 0.01])
@@ -24,6 +25,19 @@ def test_without_a_bias():
     layer = EqualizedLinear(4, 3, bias=False)
     assert [name for name, _ in layer.named_parameters()] == ["weight"]
     assert layer(torch.ones(2, 4)).shape == (2, 3)
+
+
+@pytest.mark.parametrize("bias", [True, False], ids=["bias", "bare"])
+def test_a_convolution(bias):
+    torch.manual_seed(0)
+    layer = EqualizedConv2d(100, 50, 3, stride=2, padding=1, bias=bias, gain=5.0).double()
+    assert layer.weight.std().item() == pytest.approx(1, rel=1e-2)
+    x = torch.randn(2, 100, 16, 15, dtype=torch.float64)
+    if bias:
+        assert torch.equal(layer.bias, torch.zeros(50, dtype=torch.float64))
+        torch.nn.init.normal_(layer.bias)
+    expected = 5 * conv2d(x, layer.weight / 30, layer.bias, 2, 1)
+    torch.testing.assert_close(layer(x), expected, rtol=1e-12, atol=1e-12)
 
 
 def test_the_mapping_network():

@@ -25,7 +25,7 @@ class Discriminator(nn.Module):
     Args:
         img_size: side of the image, a power of two, at least 8.
         widths: channels at full size and after every halving down to 4x4, log2(img_size) - 1 of them. Default: 128, doubling up
-            to 512, which at 256 pixels is StyleGAN2's own (configuration F).
+            to 512.
         group: how many images are compared with each other at most; default 4.
 
     Raises:

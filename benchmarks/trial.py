@@ -1,5 +1,6 @@
 """One case of a suite: everybody past the gate, then the race."""
 
+import textwrap
 import traceback
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
@@ -138,7 +139,7 @@ class Trial:
 
 
 def in_a_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+    return textwrap.shorten(f"{type(error).__name__}: {error}", 300, placeholder=" …")
 
 
 def described(name: str, shape: Sequence[int], dtype: torch.dtype) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from lada_kernels.training.loop import Trainer, build_discriminator, build_gener
 from lada_kernels.training.losses import discriminator_loss, generator_loss, r1_penalty
 
 # Of outputs, losses and gradients. Rounding decides on which side of its kink an activation lies that is almost zero, which
-# moves gradients by up to 3e-3, those of the official composition as well; ops and layers are held to much less.
+# moves gradients by some thousandths, those of the official composition as well; ops and layers are held to much less.
 TOLERANCES = {"float32": 1e-2, "bfloat16": 0.1}
 PEER_TOLERANCE = 0.5
 R1 = 1e-2

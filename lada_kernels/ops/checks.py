@@ -12,8 +12,7 @@ def tokens(name: str, x: Tensor) -> None:
     """x is a floating-point [B, N, D] with at least one token and one channel."""
     if x.dim() != 3:
         raise ValueError(f"{name}: got shape {shape(x)}, expected [B, N, D]")
-    if x.dtype not in FLOATING:
-        raise TypeError(f"{name}: got dtype {x.dtype}, expected float32, bfloat16, float16 or float64")
+    floating(name, x)
     if x.shape[1] == 0 or x.shape[2] == 0:
         raise ValueError(f"{name}: got shape {shape(x)}, expected at least one token and one channel (N > 0, D > 0)")
 
@@ -22,8 +21,7 @@ def by_heads(name: str, x: Tensor, letters: str, beside: tuple[str, Tensor] | No
     """x has four dimensions, none but the first empty, and a floating dtype; beside another also its batch, heads and so on."""
     if x.dim() != 4:
         raise ValueError(f"{name}: got shape {shape(x)}, expected {letters}")
-    if x.dtype not in FLOATING:
-        raise TypeError(f"{name}: got dtype {x.dtype}, expected float32, bfloat16, float16 or float64")
+    floating(name, x)
     if 0 in x.shape[1:]:
         raise ValueError(f"{name}: got shape {shape(x)}, expected at least one head, token and channel")
     if beside is None:
@@ -31,27 +29,21 @@ def by_heads(name: str, x: Tensor, letters: str, beside: tuple[str, Tensor] | No
     other_name, other = beside
     if x.shape[:2] != other.shape[:2]:
         raise ValueError(f"{name}: got shape {shape(x)}, expected {other_name}'s B and H, {list(other.shape[:2])}")
-    if x.dtype != other.dtype:
-        raise TypeError(f"{name}: got dtype {x.dtype}, expected {other_name}'s dtype {other.dtype}")
-    same_device(name, x, other_name, other)
+    same_kind(name, x, other_name, other)
 
 
 def like(name: str, tensor: Tensor, other_name: str, other: Tensor) -> None:
     """tensor has other's shape, dtype and device."""
     if tensor.shape != other.shape:
         raise ValueError(f"{name}: got shape {shape(tensor)}, expected {other_name}'s shape {shape(other)}")
-    if tensor.dtype != other.dtype:
-        raise TypeError(f"{name}: got dtype {tensor.dtype}, expected {other_name}'s dtype {other.dtype}")
-    same_device(name, tensor, other_name, other)
+    same_kind(name, tensor, other_name, other)
 
 
 def projection(name: str, tensor: Tensor, expected: tuple[int, ...], letters: str, other_name: str, other: Tensor) -> None:
     """tensor has the expected shape, and other's dtype and device, as a product of matrices asks for."""
     if tensor.shape != expected:
         raise ValueError(f"{name}: got shape {shape(tensor)}, expected {letters} = {list(expected)}")
-    if tensor.dtype != other.dtype:
-        raise TypeError(f"{name}: got dtype {tensor.dtype}, expected {other_name}'s dtype {other.dtype}")
-    same_device(name, tensor, other_name, other)
+    same_kind(name, tensor, other_name, other)
 
 
 def parameter(name: str, tensor: Tensor, expected: tuple[int, ...], letters: str, other_name: str, other: Tensor) -> None:
@@ -84,6 +76,19 @@ def mask(mask: Tensor | None, other_name: str, x: Tensor) -> None:
     if mask.shape != x.shape[:2]:
         raise ValueError(f"mask: got shape {shape(mask)}, expected [B, N] = {list(x.shape[:2])}")
     same_device("mask", mask, other_name, x)
+
+
+def floating(name: str, x: Tensor) -> None:
+    """x has a dtype that the kernels take."""
+    if x.dtype not in FLOATING:
+        raise TypeError(f"{name}: got dtype {x.dtype}, expected float32, bfloat16, float16 or float64")
+
+
+def same_kind(name: str, tensor: Tensor, other_name: str, other: Tensor) -> None:
+    """tensor has other's dtype and device."""
+    if tensor.dtype != other.dtype:
+        raise TypeError(f"{name}: got dtype {tensor.dtype}, expected {other_name}'s dtype {other.dtype}")
+    same_device(name, tensor, other_name, other)
 
 
 def same_device(name: str, tensor: Tensor, other_name: str, other: Tensor) -> None:

@@ -23,8 +23,9 @@ import torch
 from . import blockwise, cpu, cuda, reference, triton
 from .arguments import Kind
 
+LINEAR = ("additive_pool", "gated_product", "additive_attention", "modulated_layer_norm", "gated_projection")
 QUADRATIC = ("dot_product_attention", "l2_attention")  # attention over pairs of tokens
-OPS = ("additive_pool", "gated_product", "additive_attention", "modulated_layer_norm", "gated_projection", *QUADRATIC)
+OPS = LINEAR + QUADRATIC
 
 _BACKENDS: dict[str, types.ModuleType] = {
     "cpu": cpu,
@@ -33,6 +34,8 @@ _BACKENDS: dict[str, types.ModuleType] = {
     "blockwise": blockwise,
     "reference": reference,
 }
+# The ops that each has kernels for.
+_KERNELS = {"cpu": LINEAR, "cuda": LINEAR, "triton": LINEAR, "blockwise": QUADRATIC, "reference": OPS}
 
 # In order of preference; the reference runs anything and comes last. CUDA comes before Triton because it compiles nothing
 # when it runs: the two have not been measured against each other.
@@ -141,7 +144,7 @@ def _choose(op: str, kind: Kind, requested: str | None) -> str:
 
 
 def _reason(name: str, op: str, kind: Kind) -> str | None:
-    if name != "reference" and (name == "blockwise") != (op in QUADRATIC):
+    if op not in _KERNELS[name]:
         return f"it has no kernel for {op}"
     return _BACKENDS[name].unavailable() or _BACKENDS[name].refuses(op, kind)
 

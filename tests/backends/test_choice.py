@@ -17,7 +17,6 @@ from lada_kernels import available, backends, explain, gated_product, use_backen
 from lada_kernels.backends.cuda import launch
 
 ROOT = Path(__file__).parents[2]
-LINEAR = [op for op in backends.OPS if op not in backends.QUADRATIC]  # what cpu, cuda and triton have kernels for
 HAS_CPU = available()["cpu"] is None
 needs_cpu = pytest.mark.skipif(not HAS_CPU, reason=f"backend 'cpu': {available()['cpu']}")
 
@@ -96,7 +95,7 @@ def test_triton_comes_first_where_it_alone_writes_no_k_and_v(two_gpu_backends):
 
 @pytest.mark.parametrize(("asked", "other"), [("cuda", "triton"), ("triton", "cuda")])
 def test_the_order_gives_way_to_use_backend(asked, other, two_gpu_backends):
-    for op in LINEAR:
+    for op in backends.LINEAR:
         with use_backend(asked):
             explanation = explain(op, *gate_inputs())
         assert explanation.backend == asked
@@ -115,7 +114,7 @@ def why_not_cuda(op, x):
         return explain(op, x).reasons["cuda"]
 
 
-@pytest.mark.parametrize("op", LINEAR)
+@pytest.mark.parametrize("op", backends.LINEAR)
 def test_what_cuda_refuses(op, cuda_device):
     taken = "another backend was asked for"
     for dtype in (torch.float32, torch.bfloat16, torch.float16):

@@ -39,6 +39,11 @@ class EqualizedLinear(nn.Module):
         )
 
 
+def linear_kind(equalized: bool) -> type[nn.Linear] | type[EqualizedLinear]:
+    """Which layer a module projects with that offers both."""
+    return EqualizedLinear if equalized else nn.Linear
+
+
 class EqualizedConv2d(nn.Module):
     """`torch.nn.Conv2d` with an equalised learning rate, as in `EqualizedLinear` (Karras et al. 2018).
 

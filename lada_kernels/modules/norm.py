@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from lada_kernels.modules.equalized import EqualizedLinear
+from lada_kernels.modules.equalized import linear_kind
 from lada_kernels.ops import modulated_layer_norm
 
 
@@ -77,7 +77,7 @@ class SelfModulatedLayerNorm(nn.Module):
         equalized: bool = False,
     ) -> None:
         super().__init__()
-        linear = EqualizedLinear if equalized else nn.Linear
+        linear = linear_kind(equalized)
         self.dim = dim
         self.cond_dim = cond_dim
         self.eps = eps

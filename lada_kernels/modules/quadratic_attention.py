@@ -3,7 +3,7 @@
 from torch import Tensor, nn
 
 from lada_kernels.modules import checks
-from lada_kernels.modules.equalized import EqualizedLinear
+from lada_kernels.modules.equalized import linear_kind
 from lada_kernels.ops import dot_product_attention, l2_attention
 
 
@@ -56,7 +56,7 @@ class DotProductAttention(_Attention):
 
     def __init__(self, dim: int, heads: int = 6, *, equalized: bool = False) -> None:
         super().__init__(dim, heads)
-        linear = EqualizedLinear if equalized else nn.Linear
+        linear = linear_kind(equalized)
         self.to_qkv = linear(dim, 3 * dim)
         self.to_out = linear(dim, dim)
 
@@ -82,7 +82,7 @@ class L2Attention(_Attention):
 
     def __init__(self, dim: int, heads: int = 6, *, equalized: bool = False) -> None:
         super().__init__(dim, heads)
-        linear = EqualizedLinear if equalized else nn.Linear
+        linear = linear_kind(equalized)
         self.to_qk = linear(dim, dim)
         self.to_v = linear(dim, dim)
         self.to_out = linear(dim, dim)

@@ -4,7 +4,7 @@ from typing import Literal
 
 from torch import Tensor, nn
 
-from lada_kernels.modules.equalized import EqualizedLinear
+from lada_kernels.modules.equalized import EqualizedLinear, linear_kind
 from lada_kernels.modules.norm import LayerNorm, SelfModulatedLayerNorm
 from lada_kernels.modules.quadratic_attention import DotProductAttention, L2Attention
 from lada_kernels.modules.spectral_norm import improved_spectral_norm
@@ -147,7 +147,7 @@ def _attention(name: str, dim: int, heads: int, equalized: bool) -> nn.Module:
 
 
 def _mlp(dim: int, mlp_dim: int, activation: nn.Module, equalized: bool) -> nn.Sequential:
-    linear = EqualizedLinear if equalized else nn.Linear
+    linear = linear_kind(equalized)
     return nn.Sequential(linear(dim, mlp_dim), activation, linear(mlp_dim, dim))
 
 

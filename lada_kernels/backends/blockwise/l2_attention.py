@@ -1,5 +1,7 @@
 """l2_attention by dot-product attention with a bias of each key: torch's fused forward, gradients in blocks of rows."""
 
+from typing import Any
+
 from torch import Tensor
 
 from ...reference import l2_attention as reference
@@ -18,13 +20,11 @@ def forward(qk: Tensor, v: Tensor, scale: float, return_weights: bool) -> tuple[
     return attend(x, x, v, reference.bias_of(*widen(x.dtype, x), scale), 2 * scale), None
 
 
-def backward(needs: list[bool], grad: Tensor, qk: Tensor, v: Tensor, scale: float) -> tuple[Tensor, ...]:
+def backward(needs: list[bool], *args: Any) -> tuple[Tensor, ...]:
     """As the reference's; every gradient is computed, asked for or not."""
-    return reference.backward(grad, qk, v, scale, gradients)
+    return reference.backward(*args, compute=gradients)
 
 
-def double_backward(
-    needs: list[bool], cot_qk: Tensor | None, cot_v: Tensor | None, grad: Tensor, qk: Tensor, v: Tensor, scale: float
-) -> tuple[Tensor, ...]:
+def double_backward(needs: list[bool], *args: Any) -> tuple[Tensor, ...]:
     """As the reference's; every gradient is computed, asked for or not."""
-    return reference.double_backward(cot_qk, cot_v, grad, qk, v, scale, second_gradients)
+    return reference.double_backward(*args, compute=second_gradients)

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from benchmarks.cases import Op, Shape
+from benchmarks.cases import OPS, ORDERS, Call, Op, Shape
 from benchmarks.harness import Contestant
 
 
@@ -71,3 +71,25 @@ def truth_of(
         None if those[0] is None else torch.cat(those) if kind != "w" else torch.stack(those).sum(0)
         for kind, those in zip(kinds, zip(*parts, strict=True), strict=True)
     ]
+
+
+class Setting:
+    """One order of an op on inputs drawn from a seed, for any function that computes the op."""
+
+    def __init__(self, call: Call, order: str, device: str) -> None:
+        name, shape, dtype = call
+        self.op, self.order = OPS[name], order
+        torch.manual_seed(0)
+        self.inputs = make_inputs(self.op.inputs, shape, dtype, device)
+        self.grad, self.cotangents = make_cotangents(self.op, self.inputs)
+
+    def calling(self, function: Callable[..., Tensor]) -> Contestant:
+        return at_order(self.order, function, self.inputs, self.grad, self.cotangents)
+
+    def truth(self, largest: int) -> list[Tensor | None]:
+        return truth_of(self.op, self.order, self.inputs, self.grad, self.cotangents, largest)
+
+    @property
+    def bytes_moved(self) -> int:
+        """The fewest that the order can move."""
+        return self.op.units[ORDERS.index(self.order)] * self.inputs[self.op.inputs.index("t")].nbytes

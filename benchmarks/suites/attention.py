@@ -1,6 +1,6 @@
 """LadaAttention beside the official module, that compiled, and the layers one would otherwise use, at LadaGAN's shapes."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 
 import torch
@@ -32,13 +32,7 @@ def time_task(plan: Plan, shape: Shape, task: str, about: dict[str, object], rep
     torch.manual_seed(0)
     run, device = tasks.TASKS[task], plan.device
     x, grad = torch.randn(shape, device=device).requires_grad_(), torch.randn(shape, device=device)
-    ours = LadaAttention(shape[2], HEADS).to(device)
-    official = peers.PlainAttention(ours)
-    truth = tasks.truth(run, official, x, grad)
-    trial = Trial(plan, "attention", about, TOLERANCE, PEER_TOLERANCE)
-    for who in plan.backends:
-        trial.enter(who, lambda: tasks.calling(run, ours, x, grad), truth)
-    trial.enter("official", lambda: tasks.calling(run, official, x, grad), truth)
+    trial, ours, official, truth = open_trial(plan, "attention", about, HEADS, run, x, grad)
     if plan.compile_layers:
         torch.compiler.reset()
         compiled = torch.compile(official, fullgraph=True, dynamic=False)
@@ -52,17 +46,31 @@ def time_task(plan: Plan, shape: Shape, task: str, about: dict[str, object], rep
     trial.enter("matmul", lambda: multiplying(size, x.dtype, device))
     row = trial.race(repeats)
     trial.speedups()
-    for who in trial.ours if row.times else []:
+    if row.times:
         with use_backend("reference"):  # products within a kernel of ours are not seen
             operations = tasks.flops(run, ours, x, grad)
-        trial.note("matmul share", who, operations / 2 / size**3 / trial.speedup("matmul", who))
-    if row.times:
+        for who in trial.ours:
+            trial.note("matmul share", who, operations / 2 / size**3 / trial.speedup("matmul", who))
         trial.peaks()
     if row.times and task == "forward+backward":
         for who, module in {**dict.fromkeys(trial.ours, ours), "official": official}.items():
             with trial.on(who):
                 trial.note("saved bytes", who, saved_bytes(lambda module=module: module(x), list(module.parameters())))
     return row
+
+
+def open_trial(
+    plan: Plan, suite: str, about: dict[str, object], heads: int, run: tasks.Task, x: Tensor, grad: Tensor
+) -> tuple[Trial, LadaAttention, peers.PlainAttention, Sequence[Tensor | None]]:
+    """The trial of a task with our layer and the official one in it, both layers, and the truth."""
+    ours = LadaAttention(x.shape[2], heads).to(plan.device)
+    official = peers.PlainAttention(ours)
+    truth = tasks.truth(run, official, x, grad)
+    trial = Trial(plan, suite, about, TOLERANCE, PEER_TOLERANCE)
+    for who in plan.backends:
+        trial.enter(who, lambda: tasks.calling(run, ours, x, grad), truth)
+    trial.enter("official", lambda: tasks.calling(run, official, x, grad), truth)
+    return trial, ours, official, truth
 
 
 def enter_rival(trial: Trial, name: str, layer: Layer, run: tasks.Task, x: Tensor, grad: Tensor, few: Tensor) -> bool:

@@ -7,7 +7,7 @@ import torch
 
 from benchmarks.cases import OPS, ORDERS, PEER_TOLERANCES, TOLERANCES, Call, Plan
 from benchmarks.harness import Contestant, copying, head_start
-from benchmarks.orders import at_order, make_cotangents, make_inputs, truth_of
+from benchmarks.orders import Setting
 from benchmarks.record import Row
 from benchmarks.trial import Case, Trial, described
 
@@ -58,18 +58,14 @@ def empty(device: str) -> Contestant:
 
 def time_floor(plan: Plan, call: Call, order: str, about: dict[str, object], repeats: int = 31) -> Row:
     """The results that are judged are those of a replay."""
-    name, shape, dtype = call
-    op, device = OPS[name], plan.device
-    torch.manual_seed(0)
-    inputs = make_inputs(op.inputs, shape, dtype, device)
-    grad, cotangents = make_cotangents(op, inputs)
-    truth = truth_of(op, order, inputs, grad, cotangents)
+    name, _, dtype = call
+    op, device, setting = OPS[name], plan.device, Setting(call, order, plan.device)
+    truth = setting.truth(plan.largest_truth)
     trial = Trial(plan, "floors", about, TOLERANCES[dtype], PEER_TOLERANCES[dtype])
     for who in plan.backends:
-        trial.enter(who, lambda: replaying(lambda: at_order(order, op.ours, inputs, grad, cotangents), device), truth)
-    trial.enter("plain", lambda: replaying(lambda: at_order(order, op.plain, inputs, grad, cotangents), device), truth)
-    moved = op.units[ORDERS.index(order)] * inputs[op.inputs.index("t")].nbytes
-    trial.enter("copy", lambda: replaying(lambda: copying(moved, device), device))
+        trial.enter(who, lambda: replaying(lambda: setting.calling(op.ours), device), truth)
+    trial.enter("plain", lambda: replaying(lambda: setting.calling(op.plain), device), truth)
+    trial.enter("copy", lambda: replaying(lambda: copying(setting.bytes_moved, device), device))
     trial.enter("empty", lambda: replaying(lambda: empty(device), device))
     row = trial.race(repeats, calls=1 if plan.rehearsal else 20, around=head_start(trial.on, device))
     trial.speedups()

@@ -7,7 +7,7 @@ import torch
 
 from benchmarks.cases import OPS, ORDERS, PEER_TOLERANCES, TOLERANCES, Call, Plan
 from benchmarks.harness import copying, head_start
-from benchmarks.orders import at_order, make_cotangents, make_inputs, truth_of
+from benchmarks.orders import Setting
 from benchmarks.record import Row
 from benchmarks.trial import Case, Trial, described
 
@@ -21,22 +21,19 @@ def cases(plan: Plan) -> Iterator[Case]:
 
 
 def time_order(plan: Plan, call: Call, order: str, about: dict[str, object], repeats: int = 31) -> Row:
-    name, shape, dtype = call
-    op, device = OPS[name], plan.device
-    torch.manual_seed(0)
-    inputs = make_inputs(op.inputs, shape, dtype, device)
-    grad, cotangents = make_cotangents(op, inputs)
-    truth = truth_of(op, order, inputs, grad, cotangents, plan.largest_truth)
+    name, _, dtype = call
+    op, device, setting = OPS[name], plan.device, Setting(call, order, plan.device)
+    truth = setting.truth(plan.largest_truth)
     trial = Trial(plan, "ops", about, TOLERANCES[dtype], PEER_TOLERANCES[dtype])
     for who in plan.backends:
-        trial.enter(who, lambda: at_order(order, op.ours, inputs, grad, cotangents), truth)
-    trial.enter("plain", lambda: at_order(order, op.plain, inputs, grad, cotangents), truth)
+        trial.enter(who, lambda: setting.calling(op.ours), truth)
+    trial.enter("plain", lambda: setting.calling(op.plain), truth)
     if call in plan.compiled:
         torch.compiler.reset()  # for this shape alone, as the first that it sees
         compiled = torch.compile(op.plain, fullgraph=True, dynamic=False)
-        trial.enter("compiled", lambda: at_order(order, compiled, inputs, grad, cotangents), truth)
+        trial.enter("compiled", lambda: setting.calling(compiled), truth)
     del truth
-    moved = op.units[ORDERS.index(order)] * inputs[op.inputs.index("t")].nbytes
+    moved = setting.bytes_moved
     trial.enter("copy", lambda: copying(moved, device))
     row = trial.race(repeats, around=head_start(trial.on, device))
     trial.speedups()

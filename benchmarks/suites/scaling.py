@@ -5,13 +5,12 @@ from functools import partial
 
 import torch
 
-from benchmarks import peers, tasks
+from benchmarks import tasks
 from benchmarks.cases import Plan
 from benchmarks.record import Row
 from benchmarks.rivals import RIVALS
-from benchmarks.suites.attention import PEER_TOLERANCE, TOLERANCE, enter_rival
-from benchmarks.trial import Case, Trial
-from lada_kernels.modules import LadaAttention
+from benchmarks.suites.attention import enter_rival, open_trial
+from benchmarks.trial import Case
 
 TASK = "forward+backward"
 PROOF = 256  # tokens on which a layer of mathematics of its own is held to it
@@ -29,13 +28,7 @@ def time_tokens(plan: Plan, tokens: int, about: dict[str, object], repeats: int 
     scaling, device, run = plan.scaling, plan.device, tasks.TASKS[TASK]
     x = torch.randn(1, tokens, scaling.channels, device=device).requires_grad_()
     grad = torch.randn(x.shape, device=device)
-    ours = LadaAttention(scaling.channels, scaling.heads).to(device)
-    official = peers.PlainAttention(ours)
-    truth = tasks.truth(run, official, x, grad)
-    trial = Trial(plan, "scaling", about, TOLERANCE, PEER_TOLERANCE)
-    for who in plan.backends:
-        trial.enter(who, lambda: tasks.calling(run, ours, x, grad), truth)
-    trial.enter("official", lambda: tasks.calling(run, official, x, grad), truth)
+    trial, *_ = open_trial(plan, "scaling", about, scaling.heads, run, x, grad)
     few = x[:, :PROOF].detach().requires_grad_()
     most = {"sdpa fused": (scaling.most_fused, "time"), "sdpa math": (scaling.most_math, "memory")}
     for name, make in RIVALS.items():

@@ -21,10 +21,11 @@ from benchmarks.plots import BLUES, STYLE, VERMILION, WIDTH
 from benchmarks.record import start_record
 from lada_kernels.training.config import Config
 from lada_kernels.training.data import load_digits, to_float
-from lada_kernels.training.loop import Trainer, fixed_latents, sample
+from lada_kernels.training.loop import fixed_latents, sample
 from lada_kernels.training.metrics import DigitClassifier, frechet_distance, train_classifier
 from lada_kernels.training.presets import PRESETS
 from lada_kernels.training.progress import METRICS
+from lada_kernels.training.trainer import Trainer
 
 DOCS = Path(__file__).parents[1] / "docs"
 NAME = "vitgan-lesson"

@@ -14,7 +14,7 @@ from lada_kernels.modules import BatchNorm2d, LadaAttention, SelfModulatedLayerN
 from lada_kernels.modules.norm import LayerNorm
 from lada_kernels.training.augment import augment
 from lada_kernels.training.data import Sampler, to_float
-from lada_kernels.training.loop import Trainer
+from lada_kernels.training.trainer import Trainer
 
 
 def by_head(x: Tensor, heads: int) -> Tensor:

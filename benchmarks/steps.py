@@ -15,8 +15,8 @@ from lada_kernels import use_backend
 from lada_kernels.training.augment import augment
 from lada_kernels.training.config import OptimConfig
 from lada_kernels.training.data import Sampler, to_float
-from lada_kernels.training.loop import Trainer
 from lada_kernels.training.progress import METRICS
+from lada_kernels.training.trainer import Trainer
 
 
 @dataclass

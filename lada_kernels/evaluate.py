@@ -22,9 +22,9 @@ from lada_kernels.training.data import load_digits, load_folder
 from lada_kernels.training.errors import import_extra, one_line_errors
 from lada_kernels.training.evaluation import SAMPLES, Evaluator, choose_features
 from lada_kernels.training.features import DigitFeatures
-from lada_kernels.training.loop import build_generator, pick_device
 from lada_kernels.training.metrics import histogram
 from lada_kernels.training.sampling import averaged_generator
+from lada_kernels.training.trainer import build_generator, pick_device
 
 DIGIT_SAMPLES = 2000
 

@@ -21,8 +21,9 @@ from lada_kernels.training.data import load_digits, load_folder
 from lada_kernels.training.distributed import ALONE, Processes, joined_processes
 from lada_kernels.training.errors import TrainingError, import_extra, one_line_errors
 from lada_kernels.training.families import DISCRIMINATORS, GENERATORS
-from lada_kernels.training.loop import Trainer, fit, pick_device
+from lada_kernels.training.loop import fit
 from lada_kernels.training.presets import PRESETS, PresetName
+from lada_kernels.training.trainer import Trainer, pick_device
 
 
 def parse(args: list[str] | None = None) -> tuple[Config, Path | None, bool]:

@@ -24,7 +24,7 @@ from benchmarks.suites.models import TOLERANCES, random_pixels
 from benchmarks.trial import CHOSEN, Case, Trial
 from lada_kernels import use_backend
 from lada_kernels.training.config import Config
-from lada_kernels.training.loop import Trainer, build_generator
+from lada_kernels.training.trainer import Trainer, build_generator
 
 Configs = dict[str, Config]  # by family
 # At first D's logits hardly change under another augmentation: bCR's gradients follow what rounding leaves of the difference.

@@ -15,8 +15,8 @@ from benchmarks.harness import Contestant
 from benchmarks.record import Row
 from benchmarks.trial import Case, Trial
 from lada_kernels.training.config import Config
-from lada_kernels.training.loop import Trainer, build_discriminator, build_generator
 from lada_kernels.training.losses import LOSSES, r1_penalty
+from lada_kernels.training.trainer import Trainer, build_discriminator, build_generator
 
 # Of outputs, losses and gradients. Rounding decides on which side of its kink an activation lies that is almost zero, which
 # moves gradients by some thousandths, those of the official composition as well; ops and layers are held to much less.

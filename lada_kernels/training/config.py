@@ -112,6 +112,8 @@ class RunConfig:
     """bfloat16: autocast, with float32 weights and R1 in float32"""
     channels_last: bool = False
     """keep convolution weights and images channels-last"""
+    cuda_graphs: bool = False
+    """record a whole step, R1's double backward included, as CUDA graphs, and replay it; for one process on CUDA"""
 
     def __post_init__(self) -> None:
         for name in ("steps", "log_every", "grid_every", "save_every", "grid_images"):

@@ -17,7 +17,7 @@ from torch import Tensor
 from lada_kernels.training.config import Config
 from lada_kernels.training.errors import TrainingError
 from lada_kernels.training.families import LadaGANDiscriminator, LadaGANGenerator
-from lada_kernels.training.loop import build_discriminator, build_generator
+from lada_kernels.training.trainer import build_discriminator, build_generator
 from lada_kernels.training.weights import Shapes, compare, shapes_of
 
 BLOCKS = (64, 256, 1024)  # tokens of the generator's blocks

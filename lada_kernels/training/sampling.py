@@ -14,7 +14,8 @@ from lada_kernels.training.attention_maps import attention_maps, attention_sheet
 from lada_kernels.training.config import from_dict
 from lada_kernels.training.grid import image_grid, save_animation, save_grid, save_singles
 from lada_kernels.training.latents import closed_loop, latent_stream, seeded_stream
-from lada_kernels.training.loop import build_generator, pick_device, sample
+from lada_kernels.training.loop import sample
+from lada_kernels.training.trainer import build_generator, pick_device
 from lada_kernels.training.weights import load_generator
 
 __all__ = [

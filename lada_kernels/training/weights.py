@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from lada_kernels.training import checkpoint
 from lada_kernels.training.config import Config, from_dict, to_dict
 from lada_kernels.training.errors import TrainingError, import_extra
-from lada_kernels.training.loop import build_generator, pick_device
+from lada_kernels.training.trainer import build_generator, pick_device
 
 Shapes = Mapping[str, tuple[int, ...]]
 SUFFIX = ".safetensors"

@@ -14,9 +14,9 @@ from lada_kernels.backends.blockwise import dot_product_attention, l2_attention
 from lada_kernels.backends.compiled import modulated_layer_norm
 from lada_kernels.backends.cpu import additive_attention
 from lada_kernels.models import ladagan, stylegan2, vitgan
-from lada_kernels.training import loop
-from lada_kernels.training.loop import Trainer
+from lada_kernels.training import trainer
 from lada_kernels.training.presets import PRESETS
+from lada_kernels.training.trainer import Trainer
 
 NAMES = ("LadaGAN", "ViTGAN", "ViTGAN with StyleGAN2's D")
 SIZES = ("G parameters", "D parameters", "G multiply-adds", "D multiply-adds")
@@ -64,8 +64,8 @@ def scaled(function, factor=1.05):
 @pytest.mark.parametrize(
     ("place", "name", "wrong"),
     [
-        (loop, "r1_penalty", {"LadaGAN", "ViTGAN with StyleGAN2's D"}),
-        (loop, "consistency", {"ViTGAN", "ViTGAN with StyleGAN2's D"}),
+        (trainer, "r1_penalty", {"LadaGAN", "ViTGAN with StyleGAN2's D"}),
+        (trainer, "consistency", {"ViTGAN", "ViTGAN with StyleGAN2's D"}),
         (Trainer, "_fakes", set(NAMES)),
     ],
 )

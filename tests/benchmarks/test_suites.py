@@ -11,7 +11,7 @@ from benchmarks.__main__ import make_plan
 from benchmarks.record import label
 from benchmarks.suites import ORDER, SUITES, floors, models, ops, overhead
 from lada_kernels import additive_attention, backends, explain
-from lada_kernels.training import loop
+from lada_kernels.training import trainer
 
 SHAPE = (2, 8, 16, 4)
 
@@ -102,8 +102,8 @@ def test_the_official_models_and_ours_agree(plan):
 
 
 def test_a_step_that_is_wrong_is_refused(plan, monkeypatch):
-    right, step = loop.r1_penalty, loop.Trainer.step
-    monkeypatch.setattr(loop, "r1_penalty", lambda logits, reals: 1.1 * right(logits, reals))
+    right, step = trainer.r1_penalty, trainer.Trainer.step
+    monkeypatch.setattr(trainer, "r1_penalty", lambda logits, reals: 1.1 * right(logits, reals))
     (row,) = rows_of(models, plan, task="training step")
     assert "float32: wrong result" in row.refused
     assert "float32 channels_last: wrong result" in row.refused
@@ -115,7 +115,7 @@ def test_a_step_that_is_wrong_is_refused(plan, monkeypatch):
         return step(trainer)
 
     monkeypatch.undo()
-    monkeypatch.setattr(loop.Trainer, "step", failing)
+    monkeypatch.setattr(trainer.Trainer, "step", failing)
     (row,) = rows_of(models, plan, task="training step")
     why = "RuntimeError: there is no such layout"
     assert row.refused == f"float32 channels_last: {why}; bfloat16 channels_last: {why}"

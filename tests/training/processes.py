@@ -18,11 +18,12 @@ from torch import Tensor, nn
 from training.variants import DISCRIMINATORS, GENERATORS, with_optim, with_run
 
 from lada_kernels.modules.batch_norm import BatchNorm2d, synchronize_batch_norm
-from lada_kernels.training import checkpoint, loop
+from lada_kernels.training import checkpoint, trainer
 from lada_kernels.training.config import Config, DataConfig, OptimConfig, RunConfig
 from lada_kernels.training.distributed import ALONE, Processes
 from lada_kernels.training.errors import TrainingError
-from lada_kernels.training.loop import Trainer, fit
+from lada_kernels.training.loop import fit
+from lada_kernels.training.trainer import Trainer
 
 WORLD = 2
 STEPS, HALF = 5, 3
@@ -74,10 +75,10 @@ CASES = {
 @contextmanager
 def in_float64() -> Iterator[None]:
     """Trainers made inside compute in float64: Adam turns the rounding of gradients that cancel into steps of any size."""
-    to_float = loop.to_float
+    to_float = trainer.to_float
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Tensor, "float", Tensor.double)
-        patch.setattr(loop, "to_float", lambda pixels: to_float(pixels).double())
+        patch.setattr(trainer, "to_float", lambda pixels: to_float(pixels).double())
         torch.set_default_dtype(torch.float64)
         try:
             yield

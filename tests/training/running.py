@@ -12,7 +12,7 @@ from torch.nn.functional import adaptive_avg_pool2d
 
 from lada_kernels.training import checkpoint
 from lada_kernels.training.config import Config, save_config
-from lada_kernels.training.loop import Trainer
+from lada_kernels.training.trainer import Trainer
 
 WIDTH = 12  # features of `Pooled`
 

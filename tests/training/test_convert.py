@@ -16,9 +16,9 @@ from training.running import run_command
 
 from lada_kernels.training import checkpoint
 from lada_kernels.training.errors import TrainingError
-from lada_kernels.training.loop import build_discriminator, build_generator
 from lada_kernels.training.official import MODELS, read_pytorch
 from lada_kernels.training.tensorflow_weights import find_checkpoint, read_tensorflow
+from lada_kernels.training.trainer import build_discriminator, build_generator
 from lada_kernels.training.weights import load_generator
 
 GOLDEN = Path(__file__).parents[1] / "data" / "golden"

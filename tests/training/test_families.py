@@ -11,8 +11,9 @@ from lada_kernels.training import checkpoint
 from lada_kernels.training.config import Config
 from lada_kernels.training.errors import TrainingError
 from lada_kernels.training.families import StyleGAN2Discriminator
-from lada_kernels.training.loop import Trainer, build_discriminator, build_generator, fit, fixed_latents, sample
+from lada_kernels.training.loop import fit, fixed_latents, sample
 from lada_kernels.training.progress import METRICS
+from lada_kernels.training.trainer import Trainer, build_discriminator, build_generator
 
 
 @pytest.fixture

@@ -8,8 +8,9 @@ from training.variants import DISCRIMINATORS, GENERATORS, assert_bit_equal, flat
 
 from lada_kernels.training import checkpoint
 from lada_kernels.training.errors import TrainingError
-from lada_kernels.training.loop import Trainer, fit
+from lada_kernels.training.loop import fit
 from lada_kernels.training.progress import METRICS
+from lada_kernels.training.trainer import Trainer
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])

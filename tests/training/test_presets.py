@@ -8,8 +8,8 @@ import torch
 
 from lada_kernels.training.config import load_config, save_config
 from lada_kernels.training.families import ViTGANDiscriminator, ViTGANGenerator
-from lada_kernels.training.loop import Trainer, build_discriminator, build_generator
 from lada_kernels.training.presets import PRESETS
+from lada_kernels.training.trainer import Trainer, build_discriminator, build_generator
 
 # Of ViTGAN at 32 pixels, see tests/models/test_vitgan.py: D, a block of D, and of G with two more layers in its head.
 VIT_D, D_BLOCK, INR_G = 6_583_297, 1_626_624, 12_992_387

@@ -10,8 +10,8 @@ from training.variants import DISCRIMINATORS, with_optim
 
 from lada_kernels.training.config import Config
 from lada_kernels.training.data import Sampler, to_float
-from lada_kernels.training.loop import Trainer
 from lada_kernels.training.progress import METRICS
+from lada_kernels.training.trainer import Trainer
 
 ALL = ("color", "translation", "cutout", "scaling")
 

@@ -11,8 +11,9 @@ from lada_kernels.training import checkpoint
 from lada_kernels.training.attention_maps import GAP, HEADER, STAGE_GAP, relative_to_uniform
 from lada_kernels.training.errors import TrainingError
 from lada_kernels.training.grid import image_grid
-from lada_kernels.training.loop import build_generator, fixed_latents, sample
+from lada_kernels.training.loop import fixed_latents, sample
 from lada_kernels.training.sampling import attention_maps, attention_sheet, draw, load_generator, walk
+from lada_kernels.training.trainer import build_generator
 
 
 @pytest.fixture

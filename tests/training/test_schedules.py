@@ -6,7 +6,7 @@ import pytest
 import torch
 from training.variants import GENERATORS, with_optim
 
-from lada_kernels.training.loop import Trainer
+from lada_kernels.training.trainer import Trainer
 
 
 def rates(trainer: Trainer) -> list[float]:

@@ -12,7 +12,7 @@ from training.variants import GENERATORS
 from lada_kernels.training import checkpoint
 from lada_kernels.training.config import Config, to_dict
 from lada_kernels.training.errors import TrainingError
-from lada_kernels.training.loop import build_generator
+from lada_kernels.training.trainer import build_generator
 from lada_kernels.training.weights import load_generator, read_generator, save_generator
 
 

@@ -14,7 +14,7 @@ from lada_kernels.training.families import (
     ViTGANDiscriminator,
     ViTGANGenerator,
 )
-from lada_kernels.training.loop import Trainer
+from lada_kernels.training.trainer import Trainer
 
 _VIT = {"dim": 8, "blocks": 1, "heads": 2, "mlp_dim": 12}
 

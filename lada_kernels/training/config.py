@@ -106,6 +106,14 @@ class RunConfig:
     """steps between checkpoints"""
     grid_images: int = 64
     """images in a sample grid"""
+    evaluate_every: int = 0
+    """steps between evaluations, the best one's checkpoint is kept; 0: never"""
+    evaluate_samples: int = 10_000
+    """images that an evaluation generates"""
+    inception: str = ""
+    """path or URL of the TF-ported Inception as a TorchScript file, for evaluations; the digits need none"""
+    inception_sha256: str = ""
+    """SHA-256 of that file, or how it begins; empty: not checked"""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto: CUDA when there"""
     precision: Literal["float32", "bfloat16"] = "float32"
@@ -118,6 +126,7 @@ class RunConfig:
     def __post_init__(self) -> None:
         for name in ("steps", "log_every", "grid_every", "save_every", "grid_images"):
             _require(getattr(self, name) >= 1, f"run.{name}", getattr(self, name), "1 or more")
+        _require(self.evaluate_every >= 0, "run.evaluate_every", self.evaluate_every, "0 or more")
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,8 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
+from functools import cached_property
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -19,8 +20,10 @@ from torch.overrides import TorchFunctionMode
 
 from lada_kernels.training.errors import TrainingError
 
+T = TypeVar("T")
+
 TIMEOUT = timedelta(minutes=10)  # until a process that hangs is given up
-PATIENCE = timedelta(days=1)  # for what may take long, such as decoding a large folder
+PATIENCE = timedelta(days=1)  # for what may take long, such as decoding a large folder, or an evaluation
 
 
 @dataclass(frozen=True)
@@ -58,21 +61,25 @@ class Processes:
         dist.all_reduce(total)
         return total / self.count
 
-    def once(self, action: Callable[[], None]) -> None:
-        """Let the first process do something; where it fails, all raise: it the error, the others ``TrainingError``."""
+    def once(self, action: Callable[[], T], patient: bool = False) -> T | None:
+        """Let the first process do something; where it fails, all raise: it the error, the others ``TrainingError``.
+
+        They wait for it ten minutes, or as long as it may take. Returns what it returned there, None in the others.
+        """
         if self.count == 1:
             return action()
-        error = None
+        error = result = None
         try:
             if self.leads:
-                action()
+                result = action()
         except (OSError, TrainingError) as caught:
             error = caught
-        reason = self._from_first(None if error is None else str(error))
+        reason = self._from_first(None if error is None else str(error), self._patient if patient else None)
         if error is not None:
             raise error
         if reason is not None:
             raise TrainingError(f"process 0 failed: {reason}")
+        return result
 
     def check_equal(self, name: str, value: object) -> None:
         """``TrainingError`` in every process unless all have the same ``value``."""
@@ -89,14 +96,18 @@ class Processes:
         images = load() if self.local_rank == 0 else None
         if self.count == 1:
             return images
-        patient = dist.new_group(backend="gloo", timeout=PATIENCE)
         length = torch.tensor([0 if images is None else len(images)])
-        dist.all_reduce(length, dist.ReduceOp.MAX, patient)
+        dist.all_reduce(length, dist.ReduceOp.MAX, self._patient)
         return reload(int(length)) if images is None else images
 
-    def _from_first(self, value: Any) -> Any:
+    @cached_property
+    def _patient(self) -> "dist.ProcessGroup":
+        """The same processes, for what may take long; all have to ask for it at once."""
+        return dist.new_group(backend="gloo", timeout=PATIENCE)
+
+    def _from_first(self, value: Any, group: "dist.ProcessGroup | None" = None) -> Any:
         box = [value]
-        dist.broadcast_object_list(box)
+        dist.broadcast_object_list(box, group=group)
         return box[0]
 
     def replicate(self, model: nn.Module) -> "Replica | DistributedDataParallel":

@@ -12,7 +12,7 @@ class TrainingError(RuntimeError):
 
 
 def import_extra(module: str) -> ModuleType:
-    """Import a module of the ``train`` extra.
+    """Import a module of one of the extras, ``train`` unless it has an extra of its own.
 
     Raises:
         ImportError: it is not installed; the message names the command that installs it.
@@ -20,8 +20,10 @@ def import_extra(module: str) -> ModuleType:
     try:
         return importlib.import_module(module)
     except ImportError as error:
-        package = {"PIL": "pillow", "sklearn": "scikit-learn"}.get(root := module.split(".")[0], root)
-        raise ImportError(f"{package} is needed here: pip install 'lada_kernels[train]'") from error
+        root = module.split(".")[0]
+        package = {"PIL": "pillow", "sklearn": "scikit-learn"}.get(root, root)
+        extra = root if root in ("tensorboard", "wandb") else "train"
+        raise ImportError(f"{package} is needed here: pip install 'lada_kernels[{extra}]'") from error
 
 
 @contextmanager

@@ -13,6 +13,7 @@ from lada_kernels.training.config import save_config
 from lada_kernels.training.grid import save_grid
 from lada_kernels.training.latents import latent_stream
 from lada_kernels.training.progress import Progress
+from lada_kernels.training.selection import Selection
 from lada_kernels.training.trainer import Trainer
 
 
@@ -49,21 +50,22 @@ def stop_requests() -> Iterator[list[int]]:
 
 
 def fit(trainer: Trainer, folder: Path) -> bool:
-    """Train up to ``run.steps``, with reports, grids from fixed latents and checkpoints in ``folder``.
+    """Train up to ``run.steps``, with reports, grids from fixed latents, evaluations and checkpoints in ``folder``.
 
-    A grid or checkpoint that cannot be written on the way costs a warning; the final checkpoint must succeed. Of several
-    processes the first one writes, and all end after the same step.
+    What cannot be written on the way costs a warning; the final checkpoint must succeed. Of several processes the first one
+    evaluates and writes, and all end after the same step.
 
     Returns:
         False when Ctrl-C or SIGTERM, to any process, ended training early; the state is saved all the same.
 
     Raises:
-        TrainingError: a loss is no longer finite; the checkpoints keep the last sound state. Or another process could not
-            write the final checkpoint.
+        TrainingError: a loss is no longer finite; the checkpoints keep the last sound state. Or nothing can be evaluated as
+            configured. Or another process could not write the final checkpoint.
         OSError: the final checkpoint could not be written.
     """
     config, run, processes = trainer.config, trainer.config.run, trainer.processes
     processes.once(lambda: save_config(config, folder / "config.json"))
+    selection = processes.once(lambda: Selection(trainer, folder), patient=True) if run.evaluate_every else None
     latents = fixed_latents(run.grid_images, config.generator.noise_dim, config.seed)
     progress = Progress(folder, run.steps, trainer.iteration, config.optim.batch_size, processes)
 
@@ -73,21 +75,32 @@ def fit(trainer: Trainer, folder: Path) -> bool:
     def draw() -> None:
         save_grid(sample(trainer.ema, latents), folder / "grids" / f"{trainer.iteration:07d}.png")
 
+    def evaluate() -> None:
+        figures, best = selection.evaluate()
+        progress.show_evaluation(figures)
+        if best:
+            progress.attempt(selection.write)
+
     def due(every: int) -> bool:
-        return trainer.iteration % every == 0 and trainer.iteration < run.steps
+        return every > 0 and trainer.iteration % every == 0 and trainer.iteration < run.steps
 
     with stop_requests() as requests, progress:
         while trainer.iteration < run.steps and not processes.any(bool(requests)):
             if trainer.iteration == 0:
                 progress.attempt(draw)
             progress.add(trainer.step())
-            if due(run.log_every) or due(run.save_every):
+            if due(run.log_every) or due(run.save_every) or due(run.evaluate_every):
                 progress.report()  # raises before a broken state could replace a sound one
+            if due(run.evaluate_every):
+                processes.once(evaluate, patient=True)
             if due(run.save_every):
                 progress.attempt(save)
             if due(run.grid_every):
                 progress.attempt(draw)
         progress.report()
+        done = trainer.iteration >= run.steps
+        if done and run.evaluate_every:
+            processes.once(evaluate, patient=True)
         processes.once(save)
         progress.attempt(draw)
-    return trainer.iteration >= run.steps
+    return done

@@ -82,6 +82,9 @@ def histogram(classifier: DigitClassifier, features: Tensor) -> list[int]:
     return torch.bincount(classifier.head(features).argmax(1), minlength=CLASSES).tolist()
 
 
+_ALONE = {"sync_on_compute": False}  # else torchmetrics would wait for all processes of a training, of which one evaluates
+
+
 class GivenFeatures(nn.Module):
     """Hands features through: with it, torchmetrics' metrics take features [n, F] where they otherwise take images."""
 
@@ -97,7 +100,7 @@ class GivenFeatures(nn.Module):
 def frechet_metric(num_features: int, device: torch.device | str = "cpu") -> "FrechetInceptionDistance":
     """torchmetrics' Fréchet distance of features, to be updated with float64 [n, F], batch by batch."""
     fid = import_extra("torchmetrics.image.fid")
-    metric = fid.FrechetInceptionDistance(feature=GivenFeatures(num_features))
+    metric = fid.FrechetInceptionDistance(feature=GivenFeatures(num_features), **_ALONE)
     metric.persistent(True)  # its sums are its state_dict
     return metric.to(device)
 
@@ -141,7 +144,7 @@ def kernel_distance(real: Tensor, fake: Tensor, subsets: int = 100, size: int = 
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Metric `Kernel Inception Distance` will save all")  # they are in memory anyway
         metric = kid.KernelInceptionDistance(
-            feature=GivenFeatures(real.shape[1]), subsets=subsets, subset_size=min(size, len(real), len(fake))
+            feature=GivenFeatures(real.shape[1]), subsets=subsets, subset_size=min(size, len(real), len(fake)), **_ALONE
         )
     metric.to(real.device)
     metric.update(real.double(), real=True)

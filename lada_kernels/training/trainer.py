@@ -84,6 +84,7 @@ class Trainer:
         self.loader = Loader(images, sampler, self.parts, self.device, layout)
         self.fingerprint = {"images": len(images), "crc32": zlib.crc32(images.contiguous().numpy())}
         self.iteration = 0
+        self.best: dict[str, Any] = {}  # evaluation so far; see `selection`
         processes.check_equal("configuration", to_dict(config))
         processes.check_equal("data.source", self.fingerprint)
         if processes.count > 1 and config.optim.sync_bn:
@@ -255,6 +256,7 @@ class Trainer:
             "rng": self._rng_state(),
             "sampler": self.loader.state_dict(),
             "data": self.fingerprint,
+            "best": self.best,
             "config": to_dict(self.config),
         }
 
@@ -276,5 +278,5 @@ class Trainer:
             group["lr"] = lr.fill_(group["lr"]) if isinstance(lr, Tensor) else float(group["lr"])
             group["capturable"] = capturable
         self.loader.load_state_dict(state["sampler"])
-        self.iteration = state["iter"]
+        self.iteration, self.best = state["iter"], state["best"]
         self._set_rng_state(state["rng"])

@@ -14,6 +14,7 @@ from PIL import Image
 from torch import nn
 from training import processes
 from training.processes import CASES, SHARES, STEPS, WORLD, norm_inputs
+from training.running import Pooled, save_net
 from training.variants import assert_bit_equal, flat
 
 from lada_kernels.modules.batch_norm import synchronize_batch_norm
@@ -217,16 +218,18 @@ def test_torchrun_trains_on_a_folder_and_writes_one_set_of_files(tmp_path):
     model = "--generator.dim 16 8 8 --generator.noise-dim 8 --generator.heads 2 2 2 --generator.mlp-dim 8 8 8"
     model += " --discriminator.enc-dim 4 8 --discriminator.out-dim 8 8 --discriminator.heads 2 --discriminator.mlp-dim 8"
     options = "--run.device cpu --run.steps 3 --run.save-every 1 --run.grid-images 4 --optim.batch-size 4 --optim.accumulate 2"
+    options += " --run.evaluate-every 2 --run.evaluate-samples 4 --run.inception " + save_net(Pooled(), tmp_path / "net.pt")
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "lada_kernels.train"]
     command += [*model.split(), *options.split(), "--data.source", str(pictures), "--run.out", str(run)]
     done = subprocess.run(
         command, capture_output=True, text=True, timeout=120, env=os.environ | {"OMP_NUM_THREADS": "1"}, check=False
     )
     assert done.returncode == 0, done.stderr
-    assert re.findall(r"^\w.*", done.stdout, re.MULTILINE) == [
-        f"6 images, cpu, float32, 2 processes; writing to {run}",
-        f"done: 3 steps, samples in {run / 'grids'}",
-    ]
+    first, *judged, last = re.findall(r"^\w.*", done.stdout, re.MULTILINE)
+    assert first == f"6 images, cpu, float32, 2 processes; writing to {run}"
+    assert last == f"done: 3 steps, samples in {run / 'grids'}"
+    assert [line.partition(" frechet ")[0] for line in judged] == ["step 2:", "step 3:"]
+    assert checkpoint.read(run / checkpoint.BEST)["iter"] in (2, 3)
     assert done.stderr.count("skipped unreadable image") == 1
     assert checkpoint.read(run / checkpoint.LAST)["iter"] == 3
     assert checkpoint.read(run / checkpoint.PREVIOUS)["iter"] == 2

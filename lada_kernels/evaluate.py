@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from lada_kernels.training import checkpoint
 from lada_kernels.training.config import Config, from_dict
-from lada_kernels.training.data import load_digits, load_folder
+from lada_kernels.training.data import load_images
 from lada_kernels.training.errors import import_extra, one_line_errors
 from lada_kernels.training.evaluation import SAMPLES, Evaluator, choose_features
 from lada_kernels.training.features import DigitFeatures
@@ -83,10 +83,8 @@ def describe(figures: dict[str, Any]) -> Iterator[str]:
 
 def real_images(config: Config, folder: Path) -> Tensor:
     """The images of ``config.data``; a large set's pixels go to a temporary file in ``folder``, not to a running training's."""
-    if config.data.source == "digits":
-        return load_digits(config.img_size)[0]
     with tempfile.TemporaryDirectory(dir=folder, prefix="evaluate-") as spill:  # mapped pixels outlive their name
-        return load_folder(Path(config.data.source), config.img_size, config.data.memory_gib, Path(spill) / "images.uint8")
+        return load_images(config.data.source, config.img_size, config.data.memory_gib, Path(spill) / "images.uint8")
 
 
 def main() -> None:
@@ -102,7 +100,7 @@ def main() -> None:
         inception_sha256: str = ""
         """SHA-256 of that file, or how it begins; default: not checked"""
         data: str = ""
-        """real images: "digits" or a folder; default: what the run was trained on"""
+        """real images, as data.source names them in training; default: what the run was trained on"""
         samples: int | None = None
         """images to generate; default 10,000, or 2,000 in the features of the digits' classifier"""
         batch_size: int = 64

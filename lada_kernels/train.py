@@ -15,9 +15,8 @@ from typing import Annotated
 import torch
 from torch import Tensor
 
-from lada_kernels.training import checkpoint
+from lada_kernels.training import checkpoint, data
 from lada_kernels.training.config import Config, check_same_run, from_dict, load_config
-from lada_kernels.training.data import load_digits, load_folder
 from lada_kernels.training.distributed import ALONE, Processes, joined_processes
 from lada_kernels.training.errors import TrainingError, import_extra, one_line_errors
 from lada_kernels.training.families import DISCRIMINATORS, GENERATORS
@@ -63,20 +62,17 @@ def parse(args: list[str] | None = None) -> tuple[Config, Path | None, bool]:
 
 
 def load_images(config: Config, processes: Processes = ALONE) -> Tensor:
-    """The training images, [n, 3, S, S] uint8; those of a folder once a machine, if it has several processes."""
+    """The training images, [n, 3, S, S] uint8; decoded once a machine, if it has several processes."""
     source, size = config.data.source, config.img_size
-    if not source:
-        raise TrainingError('data.source: name a folder of images, or "digits"')
-    if source == "digits":
-        return load_digits(size)[0]
     spill = Path(config.run.out) / "images.uint8"
-    memory = config.data.memory_gib if processes.count == 1 else 0.0
+    if processes.count == 1 or source in ("", "digits"):
+        return data.load_images(source, size, config.data.memory_gib, spill)
 
     def shared(count: int) -> Tensor:
         shape = (count, 3, size, size)
         return torch.from_file(str(spill), shared=True, size=math.prod(shape), dtype=torch.uint8).view(shape)
 
-    return processes.from_machine(lambda: load_folder(Path(source), size, memory, spill), shared)
+    return processes.from_machine(lambda: data.load_images(source, size, 0.0, spill), shared)
 
 
 def make_room(folder: Path, overwrite: bool) -> None:

@@ -1,17 +1,22 @@
 """Training images, kept as one uint8 tensor, and the order in which they are shown."""
 
+import math
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from lada_kernels.training.archives import TARS, is_cifar, open_zip, read_cifar
 from lada_kernels.training.errors import TrainingError, import_extra
 
 SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"}
+SOURCES = """a folder of images, a .zip of them, CIFAR's binary version, or "digits\""""
 
 
 def to_float(pixels: Tensor) -> Tensor:
@@ -37,38 +42,83 @@ def load_digits(img_size: int) -> tuple[Tensor, Tensor]:
     return images[:, None].repeat(1, 3, 1, 1), torch.from_numpy(digits.target).long()
 
 
-def load_folder(folder: Path, img_size: int, memory_gib: float, spill: Path) -> Tensor:
-    """Every image below ``folder``, stretched to a square.
+def load_images(source: str, img_size: int, memory_gib: float, spill: Path) -> Tensor:
+    """The images that ``data.source`` names, stretched to a square.
 
     Args:
-        folder: searched recursively for the suffixes of `SUFFIXES`, in sorted order.
+        source: the word "digits"; a folder of images or a .zip of them, searched at any depth for the suffixes of
+            `SUFFIXES`, in sorted order; or the binary version of CIFAR-10 or CIFAR-100, archive or folder, of which the
+            training images are taken. Archives are read where they are, not unpacked onto the disk.
         img_size: side S in pixels.
         memory_gib: up to this size the pixels stay in memory, beyond it in the memory-mapped file ``spill``.
-        spill: path of that file, overwritten.
+        spill: path of that file, overwritten; the digits need none.
 
     Returns:
-        [n, 3, S, S] uint8, RGB. Unreadable files are named on stderr and left out.
+        [n, 3, S, S] uint8, RGB. Files in a folder or zip that cannot be read are named on stderr and left out.
 
     Raises:
-        TrainingError: the folder is missing, holds no image, or none that can be read.
+        TrainingError: there is no such source, or of another kind, or it is damaged; it holds no image, or none that can be
+            read.
     """
-    if not folder.is_dir():
-        raise TrainingError(f"data.source: no such folder: {folder}")
-    paths = sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
-    if not paths:
-        raise TrainingError(f"data.source: no image below {folder} (looked for {', '.join(sorted(SUFFIXES))})")
-    pillow = import_extra("PIL.Image")
+    if not source:
+        raise TrainingError(f"data.source: name {SOURCES}")
+    if source == "digits":
+        return load_digits(img_size)[0]
+    path = Path(source)
+    if not path.exists():
+        raise TrainingError(f"data.source: no such {'file' if path.suffix else 'folder'}: {path}")
+    if path.is_dir():
+        load = _load_cifar if is_cifar(path) else load_folder
+    elif path.suffix.lower() == ".zip":
+        load = _load_zip
+    elif path.name.lower().endswith(TARS):
+        load = _load_cifar
+    else:
+        raise TrainingError(f"data.source: expected {SOURCES}, got the file {path}")
+    return load(path, img_size, memory_gib, spill)
 
-    def read(path: Path) -> np.ndarray | str:
+
+def load_folder(folder: Path, img_size: int, memory_gib: float, spill: Path) -> Tensor:
+    """`load_images` of a folder of images; for shape, arguments and errors see there."""
+    pillow = import_extra("PIL.Image")
+    paths = sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
+    names = [path.relative_to(folder) for path in paths]
+    return _decode(folder, names, lambda name: pillow.open(folder / name), img_size, memory_gib, spill)
+
+
+def _load_zip(path: Path, img_size: int, memory_gib: float, spill: Path) -> Tensor:
+    pillow = import_extra("PIL.Image")
+    with open_zip(path) as archive:
+        names = archive.names(SUFFIXES)
+        return _decode(path, names, lambda name: pillow.open(BytesIO(archive.read(name))), img_size, memory_gib, spill)
+
+
+def _load_cifar(path: Path, img_size: int, memory_gib: float, spill: Path) -> Tensor:
+    pillow = import_extra("PIL.Image")
+    pixels = read_cifar(path).transpose(0, 2, 3, 1)  # [n, 32, 32, 3]
+    return _decode(path, range(len(pixels)), lambda i: pillow.fromarray(pixels[i]), img_size, memory_gib, spill)
+
+
+def _decode(
+    source: Path, names: Sequence[Any], opened: Callable[[Any], Any], img_size: int, memory_gib: float, spill: Path
+) -> Tensor:
+    """The images ``opened(name)`` of ``source``, in the order of ``names``, opened and decoded by several threads."""
+    if not names:
+        raise TrainingError(f"data.source: no image below {source} (looked for {', '.join(sorted(SUFFIXES))})")
+    pillow, unidentified = import_extra("PIL.Image"), import_extra("PIL").UnidentifiedImageError
+
+    def read(name: Any) -> np.ndarray | str:
         try:
-            with pillow.open(path) as image:
+            with opened(name) as image:
                 square = image.convert("RGB").resize((img_size, img_size), pillow.Resampling.LANCZOS)
             return np.asarray(square)  # [S, S, 3]
+        except unidentified:
+            return f"{source}/{name}: no image of a kind that Pillow knows"
         except (OSError, ValueError, SyntaxError, pillow.DecompressionBombError) as error:
-            return f"{path}: {error}"
+            return f"{source}/{name}: {error}"
 
-    shape = (len(paths), 3, img_size, img_size)
-    size = len(paths) * 3 * img_size**2
+    shape = (len(names), 3, img_size, img_size)
+    size = math.prod(shape)
     if size <= memory_gib * 2**30:
         images = torch.empty(shape, dtype=torch.uint8)
     else:
@@ -76,16 +126,16 @@ def load_folder(folder: Path, img_size: int, memory_gib: float, spill: Path) -> 
         images = torch.from_file(str(spill), shared=True, size=size, dtype=torch.uint8).view(shape)
     kept = 0
     with ThreadPoolExecutor() as pool:  # Pillow decodes outside the interpreter lock
-        for pixels in pool.map(read, paths):
+        for pixels in pool.map(read, names):
             if isinstance(pixels, str):
                 print(f"warning: skipped unreadable image {pixels}", file=sys.stderr)
             else:
                 images[kept] = torch.from_numpy(pixels.copy()).permute(2, 0, 1)
                 kept += 1
-    if kept < len(paths):
-        print(f"warning: {len(paths) - kept} of {len(paths)} images skipped", file=sys.stderr)
+    if kept < len(names):
+        print(f"warning: {len(names) - kept} of {len(names)} images skipped", file=sys.stderr)
     if not kept:
-        raise TrainingError(f"data.source: none of the {len(paths)} images below {folder} can be read")
+        raise TrainingError(f"data.source: none of the {len(names)} images below {source} can be read")
     return images[:kept]
 
 

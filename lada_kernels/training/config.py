@@ -26,7 +26,8 @@ class DataConfig:
     """Where the images come from."""
 
     source: str = ""
-    """the word "digits" (real handwritten digits, embedded), or a folder of images, searched recursively"""
+    """the word "digits" (real handwritten digits, embedded); a folder of images, or a .zip of them, searched recursively; or
+    CIFAR's binary version, cifar-10-binary.tar.gz, cifar-100-binary.tar.gz or the folder inside"""
     mirror: bool = False
     """show half of the images, drawn anew each time, left to right"""
     memory_gib: float = 16.0
@@ -120,6 +121,8 @@ class RunConfig:
     """bfloat16: autocast, with float32 weights and R1 in float32"""
     channels_last: bool = False
     """keep convolution weights and images channels-last"""
+    compile: bool = False
+    """G, and D but for R1's pass, through torch.compile, which differentiates once; for one process"""
     cuda_graphs: bool = False
     """record a whole step, R1's double backward included, as CUDA graphs, and replay it; for one process on CUDA"""
 

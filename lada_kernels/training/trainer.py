@@ -69,6 +69,10 @@ class Trainer:
                 f"optim.batch_size: expected a multiple of {parts}, processes x optim.accumulate = "
                 f"{processes.count} x {config.optim.accumulate}, got {config.optim.batch_size}"
             )
+        for name in ("compile", "cuda_graphs"):  # neither of which sees how parts draw
+            if parts > 1 and getattr(config.run, name):
+                count = f"{processes.count} and {config.optim.accumulate}"
+                raise TrainingError(f"run.{name}: expected one process and optim.accumulate 1, got {count}")
         torch.manual_seed(config.seed)
         self.config, self.images, self.processes = config, images, processes
         self.device = pick_device(config.run.device)
@@ -90,6 +94,9 @@ class Trainer:
         if processes.count > 1 and config.optim.sync_bn:
             for model in (self.generator, self.discriminator):
                 synchronize_batch_norm(model)
+        if config.run.compile:
+            for model in (self.generator, self.discriminator):
+                model.compile(dynamic=False)
         self._replicas = {model: processes.replicate(model) for model in (self.generator, self.discriminator)}
 
     def _choose_run(self) -> Callable[[bool, Tensor], Tensor]:
@@ -98,11 +105,6 @@ class Trainer:
             return self._train
         if self.device.type not in RECORDERS:
             raise TrainingError(f"run.cuda_graphs: expected a CUDA device to record them on, got {self.device.type}")
-        if self.processes.count > 1 or self.config.optim.accumulate > 1:
-            raise TrainingError(
-                "run.cuda_graphs: expected one process and optim.accumulate 1, "
-                f"got {self.processes.count} and {self.config.optim.accumulate}"
-            )
         return Recorded(self._train, RECORDERS[self.device.type]())
 
     def _make_optimizer(self, model: nn.Module, rate: float) -> torch.optim.Adam:
@@ -171,8 +173,7 @@ class Trainer:
                 (weight, self._augment(images) if weight > 0 else None)
                 for weight, images in ((optim.bcr_real, reals), (optim.bcr_fake, fakes))
             ]
-        # R1 differentiates this pass twice, which 16 bits do not survive.
-        real_logits = self._judge(seen_reals.requires_grad_(penalise), autocast=not penalise)
+        real_logits = self._judge(seen_reals.requires_grad_(penalise), twice=penalise)
         fake_logits = self._judge(seen_fakes)
         d_loss = loss.discriminator(real_logits, fake_logits)
         r1 = optim.r1_every * r1_penalty(real_logits, seen_reals) if penalise else d_loss.new_zeros(())
@@ -222,8 +223,10 @@ class Trainer:
     def _seen(self, images: Tensor) -> Tensor:
         return self._augment(images) if self.config.optim.augment_adversarial else images
 
-    def _judge(self, images: Tensor, autocast: bool = True) -> Tensor:
-        with self._autocast(autocast):
+    def _judge(self, images: Tensor, twice: bool = False) -> Tensor:
+        # What is differentiated twice, torch.compile refuses, and 16 bits do not survive it.
+        eager = torch.compiler.set_stance("force_eager") if twice and self.config.run.compile else nullcontext()
+        with eager, self._autocast(not twice):
             return self.discriminator(images).float()  # [B, ...]
 
     def _autocast(self, enabled: bool = True) -> AbstractContextManager:

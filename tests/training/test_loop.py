@@ -3,6 +3,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 from training.processes import in_float64, noise_images
 from training.variants import DISCRIMINATORS, GENERATORS, assert_bit_equal, flat, resumed, trained, with_optim, with_run
 
@@ -162,3 +163,28 @@ def test_every_parameter_gets_a_gradient(pairing, images):
     trainer.step()
     for model in (trainer.generator, trainer.discriminator):
         assert [name for name, parameter in model.named_parameters() if parameter.grad is None] == []
+
+
+@pytest.mark.parametrize("family", ["ladagan", "vitgan"])
+def test_compiled_networks_train_as_the_plain_ones(tiny, images, monkeypatch, family):
+    """With autograd's graphs traced, as for every backend, and run without a compiler; R1's pass is left alone."""
+    compile, compiled = nn.Module.compile, []
+
+    def traced(model, **options):
+        compiled.append((type(model).__name__, options))
+        compile(model, backend="aot_eager", **options)
+
+    monkeypatch.setattr(nn.Module, "compile", traced)
+    generator = GENERATORS[{"ladagan": "ladagan", "vitgan": "vitgan-inr"}[family]]
+    networks = {"generator": generator, "discriminator": DISCRIMINATORS[family]}
+    config = with_optim(dataclasses.replace(tiny, **networks), bcr_real=1.0, bcr_fake=1.0)
+    runs = []
+    with in_float64():
+        for choice in (False, True):
+            trainer = Trainer(with_run(config, compile=choice), images)
+            runs.append((torch.stack([trainer.step() for _ in range(4)]), trainer.state_dict()))
+    assert compiled == [("Generator", {"dynamic": False}), ("Discriminator", {"dynamic": False})]
+    (true_metrics, true), (metrics, found) = runs
+    torch.testing.assert_close(metrics, true_metrics, rtol=1e-9, atol=1e-10)
+    for network in ("generator", "discriminator", "ema"):
+        torch.testing.assert_close(found[network], true[network], rtol=1e-8, atol=1e-9)

@@ -107,13 +107,13 @@ def test_a_record_reads_its_arguments_anew_and_freezes_the_rest():
     assert [step("negated", torch.full((2,), value)).tolist() for value in (1.0, 2.0)] == [[-1.0, -1.0], [-2.0, -2.0]]
 
 
-@pytest.mark.parametrize(
-    ("accumulate", "processes", "error"),
-    [(2, ALONE, "expected one process and optim.accumulate 1, got 1 and 2"), (1, Processes(0, 2), "got 2 and 1")],
-)
-def test_several_parts_are_not_recorded(recorded, images, accumulate, processes, error):
-    with pytest.raises(TrainingError, match=rf"^run.cuda_graphs: .*{error}"):
-        Trainer(with_optim(recorded, accumulate=accumulate), images, processes)
+@pytest.mark.parametrize("choice", ["cuda_graphs", "compile"])
+@pytest.mark.parametrize(("accumulate", "processes", "numbers"), [(2, ALONE, "1 and 2"), (1, Processes(0, 2), "2 and 1")])
+def test_several_parts_are_neither_recorded_nor_compiled(recorded, images, accumulate, processes, numbers, choice):
+    """Their random numbers are drawn by Python, for the whole batch."""
+    config = with_run(with_optim(recorded, accumulate=accumulate), **{"cuda_graphs": False, choice: True})
+    with pytest.raises(TrainingError, match=rf"^run.{choice}: expected one process and optim.accumulate 1, got {numbers}"):
+        Trainer(config, images, processes)
 
 
 def test_recording_where_there_is_no_cuda_is_refused(tiny, images):

@@ -5,6 +5,7 @@ The fields' docstrings are the help texts of ``python -m lada_kernels.train --he
 
 import dataclasses
 import json
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import UnionType
@@ -115,6 +116,8 @@ class RunConfig:
     """path or URL of the TF-ported Inception as a TorchScript file, for evaluations; the digits need none"""
     inception_sha256: str = ""
     """SHA-256 of that file, or how it begins; empty: not checked"""
+    wandb: str = ""
+    """project in Weights & Biases that losses and evaluations are sent to as well; default none"""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto: CUDA when there"""
     precision: Literal["float32", "bfloat16"] = "float32"
@@ -194,9 +197,11 @@ def _parse_fields(kind: Any, values: Any, name: str) -> Any:
 
 
 def save_config(config: Config, path: Path) -> None:
-    """Write as JSON, making the folder."""
+    """Write as JSON, making the folder; an old file is replaced once the new one is complete."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(to_dict(config), indent=2) + "\n")
+    temporary = path.with_name(f"{path.name}.tmp")
+    temporary.write_text(json.dumps(to_dict(config), indent=2) + "\n")
+    os.replace(temporary, path)
 
 
 def load_config(path: Path) -> Config:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from lada_kernels.training import checkpoint
-from lada_kernels.training.config import save_config
+from lada_kernels.training.config import save_config, to_dict
 from lada_kernels.training.grid import save_grid
 from lada_kernels.training.latents import latent_stream
 from lada_kernels.training.progress import Progress
@@ -67,7 +67,8 @@ def fit(trainer: Trainer, folder: Path) -> bool:
     processes.once(lambda: save_config(config, folder / "config.json"))
     selection = processes.once(lambda: Selection(trainer, folder), patient=True) if run.evaluate_every else None
     latents = fixed_latents(run.grid_images, config.generator.noise_dim, config.seed)
-    progress = Progress(folder, run.steps, trainer.iteration, config.optim.batch_size, processes)
+    shown = {"wandb": run.wandb, "config": to_dict(config)}
+    progress = Progress(folder, run.steps, trainer.iteration, config.optim.batch_size, processes, **shown)
 
     def save() -> None:
         checkpoint.write(trainer.state_dict(), folder)
@@ -93,10 +94,10 @@ def fit(trainer: Trainer, folder: Path) -> bool:
                 progress.report()  # raises before a broken state could replace a sound one
             if due(run.evaluate_every):
                 processes.once(evaluate, patient=True)
-            if due(run.save_every):
-                progress.attempt(save)
             if due(run.grid_every):
                 progress.attempt(draw)
+            if due(run.save_every):  # at the end: a run that is killed takes up no step whose files are not all there
+                progress.attempt(save)
         progress.report()
         done = trainer.iteration >= run.steps
         if done and run.evaluate_every:

@@ -1,4 +1,6 @@
 import errno
+import os
+import stat
 
 import pytest
 import torch
@@ -31,6 +33,8 @@ def test_full_disk_leaves_earlier_checkpoints(tmp_path, monkeypatch, error):
     monkeypatch.setattr(torch, "save", full)
     with pytest.raises(OSError, match=r"cannot write .*last_ckpt\.pt.*earlier checkpoints are untouched"):
         checkpoint.write(state(3), tmp_path)
+    with pytest.raises(OSError, match=r"cannot write .*best_ckpt\.pt.*the best one before is untouched"):
+        checkpoint.write_best(state(3), tmp_path)
     assert sorted(p.name for p in tmp_path.iterdir()) == [checkpoint.LAST, checkpoint.PREVIOUS]
     assert checkpoint.read_latest(tmp_path)["iter"] == 2
 
@@ -47,11 +51,61 @@ def test_truncated_last_falls_back_loudly(tmp_path, capsys, keep):
     assert "previous_ckpt.pt, step 1" in warning
 
 
-def test_crash_between_the_two_renames_falls_back(tmp_path, capsys):
+def test_where_the_last_one_is_missing_the_previous_is_read(tmp_path, capsys):
     checkpoint.write(state(1), tmp_path)
     (tmp_path / checkpoint.LAST).rename(tmp_path / checkpoint.PREVIOUS)
+    assert checkpoint.exists(tmp_path)
     assert checkpoint.read_latest(tmp_path)["iter"] == 1
     assert "no checkpoint at" in capsys.readouterr().err
+
+
+def test_file_systems_without_hard_links_keep_both(tmp_path, monkeypatch):
+    def refuse(source, name):
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", refuse)
+    test_last_two_are_kept_and_nothing_else(tmp_path)
+
+
+def test_file_systems_that_do_not_sync_folders_are_written_to(tmp_path, monkeypatch):
+    sync = os.fsync
+
+    def refuse(descriptor):
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EINVAL, "Invalid argument")
+        sync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", refuse)
+    test_last_two_are_kept_and_nothing_else(tmp_path)
+
+
+def test_bytes_and_names_reach_the_disk_in_order(tmp_path, monkeypatch):
+    """The file's bytes before a name changes, the folder's names at the end."""
+    checkpoint.write(state(1), tmp_path)
+    events, sync, replace = [], os.fsync, os.replace
+
+    def syncing(descriptor):
+        events.append("folder" if stat.S_ISDIR(os.fstat(descriptor).st_mode) else "bytes")
+        sync(descriptor)
+
+    def replacing(source, target):
+        events.append(target.name)
+        replace(source, target)
+
+    monkeypatch.setattr(os, "fsync", syncing)
+    monkeypatch.setattr(os, "replace", replacing)
+    checkpoint.write(state(2), tmp_path)
+    assert events == ["bytes", checkpoint.LAST, checkpoint.PREVIOUS, "folder"]
+
+
+def test_a_new_run_leaves_nothing_of_the_old_one(tmp_path):
+    for iteration in (1, 2):
+        checkpoint.write(state(iteration), tmp_path)
+    checkpoint.write_best(state(1), tmp_path)
+    for name in (checkpoint.LAST, checkpoint.PREVIOUS, checkpoint.BEST):
+        (tmp_path / f"{name}.tmp").write_bytes(b"half a checkpoint")
+    checkpoint.remove(tmp_path)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_unusable_files_are_clear_errors(tmp_path):

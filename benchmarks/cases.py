@@ -113,7 +113,10 @@ def cuda_plan(device: str) -> Plan:
         tuple(ops),
         ((64, 64, 1024), (64, 256, 512), (64, 256, 256), (64, 1024, 64)),
         Scaling(256, 4, tuple(2**n for n in range(6, 17)), r1=(2**8, 2**10, 2**12, 2**14), most_fused=2**16, most_math=2**14),
-        tuple(model_config(preset, batch, device) for preset, batch in (("cifar10", 64), ("celeba64", 64), ("ffhq128", 32))),
+        tuple(
+            model_config(preset, batch, device)
+            for preset, batch in (("cifar10", 64), ("celeba64", 64), ("celeba64", 128), ("ffhq128", 32))
+        ),
         tuple(family_configs(pixels, 64, device) for pixels in (32, 64)),
         floors=tuple(("additive_attention", shape, dtype) for dtype in reversed(DTYPES) for shape in LADAGAN_SHAPES),
         compiled=tuple(call for call in ops if call[1][0] == 64),

@@ -32,6 +32,7 @@ PEERS = {
     "official": GREY,
     "official bfloat16": "#BFBFBF",
     "compiled": ORANGE,
+    "official, G compiled": ORANGE,
     "sdpa fused": VERMILION,
     "sdpa math": PURPLE,
     "linear": GREEN,

@@ -10,7 +10,7 @@ from benchmarks.record import RESULTS, Record, Row, load
 from benchmarks.rivals import RIVALS
 from benchmarks.trial import YARDSTICKS
 
-PEERS = ("plain", "official", "official bfloat16", "compiled", *RIVALS)
+PEERS = ("plain", "official", "official bfloat16", "official, G compiled", "compiled", *RIVALS)
 INSTRUCTION_SETS = {"avx512": "AVX-512", "avx2": "AVX2", "baseline": "baseline instructions"}
 
 

@@ -13,10 +13,16 @@ from torch.overrides import TorchFunctionMode
 
 from lada_kernels import use_backend
 from lada_kernels.training.augment import augment
-from lada_kernels.training.config import OptimConfig
+from lada_kernels.training.config import Config, OptimConfig
 from lada_kernels.training.data import Sampler, to_float
 from lada_kernels.training.progress import METRICS
 from lada_kernels.training.trainer import Trainer
+
+
+def random_pixels(config: Config) -> Tensor:
+    """What to train on: [4 B, 3, S, S] uint8."""
+    shape = (4 * config.optim.batch_size, 3, config.img_size, config.img_size)
+    return torch.randint(0, 256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 
 
 @dataclass

@@ -71,7 +71,8 @@ def summary_of_training(record: Record) -> list[list[str]]:
     lines = []
     for row in rows_of(record, "models", task="training step"):
         names = [name for name in row.times if is_ours(name) and not name.endswith("channels_last")]
-        first = [name for name in names if name.rpartition(" ")[0] == names[0].rpartition(" ")[0]]
+        prefix = names[0].removesuffix("float32") if names else ""
+        first = [name for name in names if name in (f"{prefix}float32", f"{prefix}bfloat16", f"{prefix}bfloat16 recorded")]
         cells = [f"{name} {times(speedup(row, name, 'official'))}" for name in first[:3]]
         what = f"LadaGAN, {row.case['pixels']} pixels, batch {row.case['batch']}: training step with R1, as the official"
         lines.append([what, *cells, *[""] * (3 - len(cells))])

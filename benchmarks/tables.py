@@ -116,15 +116,34 @@ def family_tables(rows: list[Row]) -> Iterable[str]:
     yield table(["pixels", "batch", "task", "who", "time", "images/s", "peak MiB"], lines)
 
 
+def model_tables(rows: Sequence[Row]) -> Iterable[str]:
+    """The models' tasks, then whole training steps."""
+    start = ["pixels", "batch", "task", "who", "time", "images/s", "as fast as official"]
+    tasks = [line for row in rows if row.case["task"] != "training step" for line in model_lines(row)]
+    yield table([*start, "as fast as official bfloat16", "peak MiB"], tasks)
+    steps = [line for row in rows if row.case["task"] == "training step" for line in training_lines(row)]
+    yield table([*start, "as fast as official, G compiled", "resident MiB", "waiting for images"], steps)
+
+
 def model_lines(row: Row) -> Iterable[list[str]]:
-    case, peaks = row.case, row.figures.get("peak bytes", {})
+    peaks = row.figures.get("peak bytes", {})
+    for name, start in model_starts(row):
+        yield [*start, times(speedup(row, name, "official bfloat16")), mebibytes(peaks.get(name))]
+
+
+def training_lines(row: Row) -> Iterable[list[str]]:
+    resident, waiting = row.figures.get("resident bytes", {}), row.figures.get("waiting", {})
+    for name, start in model_starts(row):
+        share = f"{waiting[name]:.2%}" if name in waiting else "–"
+        yield [*start, times(speedup(row, name, "official, G compiled")), mebibytes(resident.get(name)), share]
+
+
+def model_starts(row: Row) -> Iterable[tuple[str, list[str]]]:
+    """By contestant, how its line in a table begins."""
+    case = row.case
     for name in sorted(row.times, key=PEERS.__contains__):
-        yield [
-            *(str(case["pixels"]), str(case["batch"]), case["task"], name, duration(row.times[name])),
-            digits(row.figures["images/s"][name]),
-            *(times(speedup(row, name, peer)) for peer in ("official", "official bfloat16")),
-            mebibytes(peaks.get(name)),
-        ]
+        what = (str(case["pixels"]), str(case["batch"]), case["task"], name, duration(row.times[name]))
+        yield name, [*what, digits(row.figures["images/s"][name]), times(speedup(row, name, "official"))]
 
 
 def overhead_lines(row: Row) -> Iterable[list[str]]:
@@ -197,15 +216,7 @@ BLOCKS: dict[str, Callable[[Records, str], str]] = {
         ),
     ),
     "scaling": block("scaling", scaling_tables, "scaling"),
-    "models": block(
-        "models",
-        one_table(
-            *("pixels", "batch", "task", "who", "time", "images/s"),
-            *("as fast as official", "as fast as official bfloat16", "peak MiB"),
-            lines=model_lines,
-        ),
-        "speedups",
-    ),
+    "models": block("models", model_tables, "speedups"),
     "families": families,
     "families-complete": block("families", family_tables, everywhere=True),
     "overhead": block("overhead", one_table("call", "mode", "who", "time", "plain", "as fast as plain", lines=overhead_lines)),

@@ -18,9 +18,9 @@ from benchmarks.cases import Plan
 from benchmarks.counting import multiply_adds
 from benchmarks.harness import Contestant, multiplying
 from benchmarks.record import Row
-from benchmarks.steps import first_step, in_units, true_step
+from benchmarks.steps import first_step, in_units, random_pixels, true_step
 from benchmarks.suites.attention import FACTOR
-from benchmarks.suites.models import TOLERANCES, random_pixels
+from benchmarks.suites.models import TOLERANCES
 from benchmarks.trial import CHOSEN, Case, Trial
 from lada_kernels import use_backend
 from lada_kernels.training.config import Config

@@ -10,11 +10,13 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
 from benchmarks import peers
+from benchmarks.alone import train_alone
 from benchmarks.cases import Plan
 from benchmarks.harness import Contestant
 from benchmarks.record import Row
+from benchmarks.steps import random_pixels
 from benchmarks.trial import Case, Trial
-from lada_kernels.training.config import Config
+from lada_kernels.training.config import Config, RunConfig
 from lada_kernels.training.losses import LOSSES, r1_penalty
 from lada_kernels.training.trainer import Trainer, build_discriminator, build_generator
 
@@ -25,6 +27,13 @@ PEER_TOLERANCE = 0.5
 R1 = 1e-2
 LOSS = LOSSES["nonsaturating"]
 WHOLE = 64  # pixels of the model whose whole training step is timed
+MODES: dict[str, dict[str, bool]] = {
+    "": {},
+    " channels_last": {"channels_last": True},
+    " recorded": {"cuda_graphs": True},
+    " recorded channels_last": {"cuda_graphs": True, "channels_last": True},
+}
+WARM_UPS = 5  # steps until one is replayed
 
 
 @dataclasses.dataclass
@@ -79,8 +88,17 @@ def cases(plan: Plan) -> Iterator[Case]:
             yield Case("models", about, variants, others, partial(time_task, plan, config, task, about))
         if config.img_size == WHOLE or len(plan.models) == 1:
             about = model | {"task": "training step"}
-            ours = (*variants, *(f"{name} channels_last" for name in variants))
-            yield Case("models", about, ours, ("official",), partial(time_training, plan, config, about))
+            ours = tuple(f"{variant(plan, who, precision)}{mode}" for who, mode, precision in training_variants(plan))
+            yield Case("models", about, ours, ("official", "official, G compiled"), partial(time_training, plan, config, about))
+
+
+def training_variants(plan: Plan) -> Iterator[tuple[str, str, str]]:
+    """Backend, mode and precision of our training steps; only the first backend's are recorded, which takes memory."""
+    for place, who in enumerate(plan.backends):
+        for mode, changes in MODES.items():
+            if "cuda_graphs" not in changes or (plan.device == "cuda" and place == 0):
+                for precision in TOLERANCES:
+                    yield who, mode, precision
 
 
 def variant(plan: Plan, who: str, precision: str) -> str:
@@ -154,42 +172,42 @@ def step_of(contestant: Trainer | peers.OfficialStep) -> list[Tensor]:
     return vector([result, *(p.grad for p in contestant.discriminator.parameters())])
 
 
-def random_pixels(config: Config) -> Tensor:
-    """What to train on: [4 B, 3, S, S] uint8."""
-    shape = (4 * config.optim.batch_size, 3, config.img_size, config.img_size)
-    return torch.randint(0, 256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-
-
 def time_training(plan: Plan, config: Config, about: dict[str, object], repeats: int = 11) -> Row:
     """The training script's step, augmentation, optimisers and average included, held to the official one in float32."""
     pixels, batch = random_pixels(config), config.optim.batch_size
     trial = Trial(plan, "models", about, TOLERANCES["float32"], TOLERANCES["float32"])
+    ran: dict[str, tuple[Config, str]] = {}
 
-    def trainer(precision: str, channels_last: bool) -> Trainer:
-        run = dataclasses.replace(config.run, precision=precision, channels_last=channels_last)
-        return Trainer(dataclasses.replace(config, run=run), pixels)
+    def make(name: str, run: RunConfig, backend: str, first: list[Tensor]) -> Contestant:
+        ours = Trainer(dataclasses.replace(config, run=run), pixels)
+        first.extend(step_of(ours))
+        for _ in range(WARM_UPS if run.cuda_graphs else 0):
+            ours.step()
+        ran[name] = ours.config, backend
+        return ours.step
 
-    def enter(who: str, precision: str, channels_last: bool, tolerance: float) -> None:
-        first = []
-
-        def make() -> Contestant:
-            ours = trainer(precision, channels_last)
-            first.extend(step_of(ours))
-            return ours.step
-
-        name = variant(plan, who, precision) + (" channels_last" if channels_last else "")
-        trial.enter(name, make, truth, who, sample=lambda: first, tolerance=tolerance)
-
-    official = peers.OfficialStep(trainer("float32", False))
+    official = peers.OfficialStep(Trainer(config, pixels))
     with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):  # convolutions are not what is judged
         truth = step_of(official)
-        for who in plan.backends:
-            for channels_last in (False, True):
-                for precision, tolerance in TOLERANCES.items():
-                    enter(who, precision, channels_last, tolerance)
+        for who, mode, precision in training_variants(plan):
+            run, first = dataclasses.replace(config.run, precision=precision, **MODES[mode]), []
+            name = variant(plan, who, precision) + mode
+            build = partial(make, name, run, plan.backends[who], first)
+            trial.enter(name, build, truth, who, sample=partial(list, first), tolerance=TOLERANCES[precision])
     trial.enter("official", lambda: official.step)
+    if plan.device == "cuda":
+        compiled = peers.OfficialStep(Trainer(config, pixels))
+        compiled.generator.compile(dynamic=False)
+        trial.enter("official, G compiled", lambda: compiled.step)
+    else:
+        trial.turn_away("official, G compiled", "left out for time")
     row = trial.race(repeats, warmup=0)
     trial.speedups()
     for name in row.times:
         trial.note("images/s", name, batch / row.times[name].median)
+    if row.times and not plan.rehearsal:
+        for name, (ours, backend) in ran.items():
+            for figure, value in train_alone(ours, backend=backend).items():
+                trial.note(figure, name, value)
+        trial.note("resident bytes", "official", train_alone(config, official=True)["resident bytes"])
     return row

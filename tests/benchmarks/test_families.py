@@ -8,7 +8,7 @@ import torch
 from benchmarks import cases, steps
 from benchmarks.counting import multiply_adds
 from benchmarks.harness import worst_error
-from benchmarks.suites import families, models
+from benchmarks.suites import families
 from lada_kernels import backends, reference
 from lada_kernels.backends.blockwise import dot_product_attention, l2_attention
 from lada_kernels.backends.compiled import modulated_layer_norm
@@ -116,7 +116,7 @@ def test_a_family_that_fails_takes_no_time_from_the_others(plan, patched, place)
 @pytest.mark.parametrize("name", NAMES)
 def test_the_judged_step_moves_nothing_and_the_next_is_the_preset_s(plan, name):
     config = plan.families[0][name]
-    trainer = Trainer(config, models.random_pixels(config))
+    trainer = Trainer(config, steps.random_pixels(config))
     before = [p.detach().clone() for model in (trainer.generator, trainer.discriminator) for p in model.parameters()]
     optim, truth = steps.true_step(trainer)
     found = steps.first_step(trainer, optim)
@@ -134,11 +134,11 @@ def test_every_term_is_weighed_as_heavy_as_the_adversarial_one(plan):
 
     def gradients(**weights):
         optim = dataclasses.replace(config.optim, **weights)
-        trainer = Trainer(dataclasses.replace(config, optim=optim), models.random_pixels(config))
+        trainer = Trainer(dataclasses.replace(config, optim=optim), steps.random_pixels(config))
         of_d = steps.first_step(trainer, dataclasses.replace(optim, g_lr=0.0, d_lr=0.0)).of_d
         return torch.cat([gradient.flatten() for gradient in of_d])
 
-    optim, _ = steps.true_step(Trainer(config, models.random_pixels(config)))
+    optim, _ = steps.true_step(Trainer(config, steps.random_pixels(config)))
     weights = {name: getattr(optim, name) for name in ("r1", "bcr_real", "bcr_fake")}
     assert all(weights.values())
     none = dict.fromkeys(weights, 0.0)

@@ -8,6 +8,7 @@ import torch
 
 from benchmarks import cases, orders, peers, rivals, sanitized
 from benchmarks.__main__ import make_plan
+from benchmarks.alone import train_alone
 from benchmarks.record import label
 from benchmarks.suites import ORDER, SUITES, floors, models, ops, overhead
 from lada_kernels import additive_attention, backends, explain
@@ -99,6 +100,33 @@ def test_the_official_models_and_ours_agree(plan):
         assert row.errors["float32"] < 1e-4
         assert row.errors["bfloat16"] < 0.5
         assert "compiled" in row.absent or row.case["task"] == "training step"
+
+
+@pytest.mark.parametrize("official", [False, True])
+def test_a_process_of_its_own_says_what_training_takes(plan, official):
+    (config,) = plan.models
+    weights = sum(4 * p.numel() for part in (config.generator, config.discriminator) for p in part.build(32).parameters())
+    found = train_alone(config, official)
+    assert found["resident bytes"] > 4 * weights  # they, their gradients and Adam's two moments
+    assert ("waiting" in found) != official
+    assert official or 0 <= found["waiting"] < 1
+
+
+def test_a_training_that_fails_says_why(plan):
+    (config,) = plan.models
+    with pytest.raises(RuntimeError, match=r"(?s)benchmarks.alone failed: .*run.cuda_graphs: expected a CUDA device"):
+        train_alone(dataclasses.replace(config, run=dataclasses.replace(config.run, cuda_graphs=True)))
+
+
+def test_on_a_gpu_the_first_backends_steps_are_recorded_too(two):
+    names = [f"{models.variant(two, who, precision)}{mode}" for who, mode, precision in models.training_variants(two)]
+    assert names == [
+        *("cpu float32", "cpu bfloat16", "cpu float32 channels_last", "cpu bfloat16 channels_last"),
+        *("reference float32", "reference bfloat16", "reference float32 channels_last", "reference bfloat16 channels_last"),
+    ]
+    on_gpu = dataclasses.replace(two, device="cuda")
+    added = [(who, mode) for who, mode, _ in models.training_variants(on_gpu) if "recorded" in mode]
+    assert added == [("cpu", " recorded")] * 2 + [("cpu", " recorded channels_last")] * 2
 
 
 def test_a_step_that_is_wrong_is_refused(plan, monkeypatch):

@@ -91,14 +91,14 @@ def fit(trainer: Trainer, folder: Path) -> bool:
                 progress.attempt(draw)
             progress.add(trainer.step())
             if due(run.log_every) or due(run.save_every) or due(run.evaluate_every):
-                progress.report()  # raises before a broken state could replace a sound one
+                progress.report(trainer.loader.waited)  # raises before a broken state could replace a sound one
             if due(run.evaluate_every):
                 processes.once(evaluate, patient=True)
             if due(run.grid_every):
                 progress.attempt(draw)
             if due(run.save_every):  # at the end: a run that is killed takes up no step whose files are not all there
                 progress.attempt(save)
-        progress.report()
+        progress.report(trainer.loader.waited)
         done = trainer.iteration >= run.steps
         if done and run.evaluate_every:
             processes.once(evaluate, patient=True)

@@ -49,6 +49,7 @@ class Progress:
         self.bar = tqdm(total=steps, initial=done, unit="step", dynamic_ncols=True, disable=not processes.leads)
         self.board = self._open_board(folder, done) if processes.leads else None
         self.step, self.batch_size, self.processes = done, batch_size, processes
+        self.waited = 0.0
         self._restart()
 
     def _open_board(self, folder: Path, done: int) -> Any:
@@ -71,15 +72,21 @@ class Progress:
         self.step += 1
         self.bar.update()
 
-    def report(self) -> None:
-        """Show the means since the last report, over all processes; ``TrainingError``, in each, if one is not finite."""
+    def report(self, waited: float = 0.0) -> None:
+        """Show the means since the last report, over all processes; ``TrainingError``, in each, if one is not finite.
+
+        Args:
+            waited: seconds that this process has waited for images, in all; logged as a share of the time, ``waiting``.
+        """
         if self.total is None:
             return
         means = dict(zip(METRICS, self.processes.mean(self.total / self.count).tolist(), strict=True))
-        images_per_s = self.count * self.batch_size / (time.perf_counter() - self.since)
+        seconds = time.perf_counter() - self.since
+        images_per_s = self.count * self.batch_size / seconds
         losses = f"D {means['d_loss']:.3f}  G {means['g_loss']:.3f}  R1 {means['r1']:.3g}"
         self.bar.set_postfix_str(f"{losses}  {images_per_s:.0f} images/s")
-        self.log({**means, "images_per_s": images_per_s})
+        self.log({**means, "images_per_s": images_per_s, "waiting": (waited - self.waited) / seconds})
+        self.waited = waited
         self._restart()
         if not all(map(math.isfinite, means.values())):
             raise TrainingError(

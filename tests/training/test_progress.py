@@ -43,9 +43,9 @@ def test_means_since_the_last_report_go_to_tensorboard_and_wandb(tmp_path, wandb
     with Progress(tmp_path / "cats", 10, 4, 8, wandb="gans", config={"seed": 3}) as progress:
         for value in (1.0, 2.0):
             progress.add(metrics(value))
-        progress.report()
+        progress.report(waited=1e-9)
         progress.add(metrics(5.0))
-        progress.report()
+        progress.report(waited=1e-9)
         progress.report()  # of nothing new
         progress.show_evaluation({"fid": 2.5})
     assert wandb.started == [{"project": "gans", "group": "cats", "dir": str(tmp_path / "cats"), "config": {"seed": 3}}]
@@ -54,10 +54,11 @@ def test_means_since_the_last_report_go_to_tensorboard_and_wandb(tmp_path, wandb
     assert own == {"evaluation/fid": 2.5}
     for values, mean in ((early, 1.5), (late, 5.0)):
         assert values.pop("images_per_s") > 0
+        assert (0 < values.pop("waiting") < 1) if values is early else values.pop("waiting") == 0
         assert values == {name: mean + index for index, name in enumerate(METRICS)}
     assert wandb.finished == [0]
     kept = scalars(tmp_path / "cats")
-    assert kept.keys() == {*METRICS, "images_per_s", "evaluation/fid"}
+    assert kept.keys() == {*METRICS, "images_per_s", "waiting", "evaluation/fid"}
     assert kept["g_loss"] == [(6, 2.5), (7, 6.0)]
     assert kept["evaluation/fid"] == [(7, 2.5)]
     assert "step 7: fid 2.5" in capsys.readouterr().out

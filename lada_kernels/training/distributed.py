@@ -61,6 +61,19 @@ class Processes:
         dist.all_reduce(total)
         return total / self.count
 
+    def gather(self, rows: Tensor) -> Tensor:
+        """The rows of all processes, one's after the other's, in each of them; their numbers may differ."""
+        if self.count == 1:
+            return rows
+        length = torch.tensor([len(rows)], device=rows.device)
+        lengths = [torch.zeros_like(length) for _ in range(self.count)]
+        dist.all_gather(lengths, length)
+        padded = rows.new_zeros(int(max(lengths)), *rows.shape[1:])
+        padded[: len(rows)] = rows
+        gathered = [torch.zeros_like(padded) for _ in range(self.count)]
+        dist.all_gather(gathered, padded)
+        return torch.cat([part[: int(length)] for part, length in zip(gathered, lengths, strict=True)])
+
     def once(self, action: Callable[[], T], patient: bool = False) -> T | None:
         """Let the first process do something; where it fails, all raise: it the error, the others ``TrainingError``.
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from lada_kernels.training.config import Config
 from lada_kernels.training.data import load_digits
+from lada_kernels.training.distributed import ALONE, Processes
 from lada_kernels.training.errors import TrainingError, import_extra
 from lada_kernels.training.features import INCEPTION_URL, PREPROCESSING, DigitFeatures, FeatureNet, TorchScriptFeatures
 from lada_kernels.training.grid import to_uint8
@@ -48,6 +49,7 @@ class Evaluator:
         batch_size: images at a time, real and generated.
         seed: of the latents.
         progress: show bars.
+        processes: those that generate the samples together, each its part; default this one alone.
 
     Raises:
         TrainingError: too few images or samples.
@@ -63,12 +65,13 @@ class Evaluator:
         batch_size: int = 64,
         seed: int = 0,
         progress: bool = True,
+        processes: Processes = ALONE,
     ) -> None:
         for name, value, least in (("samples", samples, 4), ("images", len(images), 4), ("batch_size", batch_size, 1)):
             if value < least:
                 raise TrainingError(f"{name}: expected {least} or more, got {value}")
         self.net, self.images, self.folder = net, images, Path(folder)
-        self.samples, self.batch_size, self.seed, self.progress = samples, batch_size, seed, progress
+        self.samples, self.batch_size, self.seed, self.progress, self.processes = samples, batch_size, seed, progress, processes
         self._real: RealStatistics | None = None
 
     @property
@@ -84,6 +87,8 @@ class Evaluator:
     def features(self, generator: nn.Module) -> Tensor:
         """Draw samples, in evaluation mode, round them to bytes as a PNG would, and take their features.
 
+        Several processes call it together, and each gets the features of all samples.
+
         Args:
             generator: latents [B, noise_dim] to images [B, 3, S, S] in [-1, 1], with an attribute ``noise_dim``.
 
@@ -96,19 +101,21 @@ class Evaluator:
         device = next(generator.parameters()).device
         self.net.to(device)
         latents = next(latent_stream(generator.noise_dim, self.samples, self.seed))
-        was_training, parts = generator.training, []
+        mine = latents.tensor_split(self.processes.count)[self.processes.rank]
+        was_training, parts, finite = generator.training, [], torch.ones((), dtype=torch.bool, device=device)
         generator.eval()
         try:
-            with self._bar("samples", self.samples) as bar:
-                for z in latents.split(self.batch_size):
+            with self._bar("samples", len(mine)) as bar:
+                for z in mine.split(self.batch_size):
                     images = generator(z.to(device))
-                    if not images.isfinite().all():
-                        raise TrainingError("the generator draws values that are not finite")
+                    finite &= images.isfinite().all()
                     parts.append(self.net(to_uint8(images)))
                     bar.update(len(z))
         finally:
             generator.train(was_training)
-        return torch.cat(parts)
+        if self.processes.any(not finite):
+            raise TrainingError("the generator draws values that are not finite")
+        return self.processes.gather(torch.cat(parts))
 
     @torch.no_grad()
     def figures(self, features: Tensor) -> dict[str, float]:
@@ -206,11 +213,13 @@ def make_evaluator(
     batch_size: int = 64,
     seed: int = 0,
     progress: bool = True,
+    processes: Processes = ALONE,
 ) -> Evaluator:
     """An `Evaluator` of a run, by the net of `choose_features`, with its statistics in ``folder``/real_statistics."""
     net = choose_features(config, inception, sha256)
     folder = Path(folder) / "real_statistics"
-    return Evaluator(net, images, folder, samples=samples, batch_size=batch_size, seed=seed, progress=progress)
+    options = {"samples": samples, "batch_size": batch_size, "seed": seed, "progress": progress, "processes": processes}
+    return Evaluator(net, images, folder, **options)
 
 
 def _read(path: Path, key: str) -> RealStatistics | None:

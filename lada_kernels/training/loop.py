@@ -65,7 +65,7 @@ def fit(trainer: Trainer, folder: Path) -> bool:
     """
     config, run, processes = trainer.config, trainer.config.run, trainer.processes
     processes.once(lambda: save_config(config, folder / "config.json"))
-    selection = processes.once(lambda: Selection(trainer, folder), patient=True) if run.evaluate_every else None
+    selection = Selection(trainer, folder) if run.evaluate_every else None
     latents = fixed_latents(run.grid_images, config.generator.noise_dim, config.seed)
     shown = {"wandb": run.wandb, "config": to_dict(config)}
     progress = Progress(folder, run.steps, trainer.iteration, config.optim.batch_size, processes, **shown)
@@ -78,7 +78,8 @@ def fit(trainer: Trainer, folder: Path) -> bool:
 
     def evaluate() -> None:
         figures, best = selection.evaluate()
-        progress.show_evaluation(figures)
+        if processes.leads:
+            progress.show_evaluation(figures)
         if best:
             progress.attempt(selection.write)
 
@@ -93,7 +94,7 @@ def fit(trainer: Trainer, folder: Path) -> bool:
             if due(run.log_every) or due(run.save_every) or due(run.evaluate_every):
                 progress.report(trainer.loader.waited)  # raises before a broken state could replace a sound one
             if due(run.evaluate_every):
-                processes.once(evaluate, patient=True)
+                evaluate()
             if due(run.grid_every):
                 progress.attempt(draw)
             if due(run.save_every):  # at the end: a run that is killed takes up no step whose files are not all there
@@ -101,7 +102,7 @@ def fit(trainer: Trainer, folder: Path) -> bool:
         progress.report(trainer.loader.waited)
         done = trainer.iteration >= run.steps
         if done and run.evaluate_every:
-            processes.once(evaluate, patient=True)
+            evaluate()
         processes.once(save)
         progress.attempt(draw)
     return done

@@ -19,8 +19,11 @@ from training.variants import assert_bit_equal, flat
 
 from lada_kernels.modules.batch_norm import synchronize_batch_norm
 from lada_kernels.training import checkpoint
+from lada_kernels.training.config import from_dict
 from lada_kernels.training.distributed import Part, joined_processes
 from lada_kernels.training.errors import TrainingError
+from lada_kernels.training.evaluation import make_evaluator
+from lada_kernels.training.sampling import averaged_generator
 
 # In float64: of sums that are taken in another order, and of gradients that cancel, which Adam divides by themselves.
 ROUNDING = {"rtol": 1e-7, "atol": 1e-7}
@@ -218,7 +221,7 @@ def test_torchrun_trains_on_a_folder_and_writes_one_set_of_files(tmp_path):
     model = "--generator.dim 16 8 8 --generator.noise-dim 8 --generator.heads 2 2 2 --generator.mlp-dim 8 8 8"
     model += " --discriminator.enc-dim 4 8 --discriminator.out-dim 8 8 --discriminator.heads 2 --discriminator.mlp-dim 8"
     options = "--run.device cpu --run.steps 3 --run.save-every 1 --run.grid-images 4 --optim.batch-size 4 --optim.accumulate 2"
-    options += " --run.evaluate-every 2 --run.evaluate-samples 4 --run.inception " + save_net(Pooled(), tmp_path / "net.pt")
+    options += " --run.evaluate-every 2 --run.evaluate-samples 5 --run.inception " + save_net(Pooled(), tmp_path / "net.pt")
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "lada_kernels.train"]
     command += [*model.split(), *options.split(), "--data.source", str(pictures), "--run.out", str(run)]
     done = subprocess.run(
@@ -229,7 +232,10 @@ def test_torchrun_trains_on_a_folder_and_writes_one_set_of_files(tmp_path):
     assert first == f"6 images, cpu, float32, 2 processes; writing to {run}"
     assert last == f"done: 3 steps, samples in {run / 'grids'}"
     assert [line.partition(" frechet ")[0] for line in judged] == ["step 2:", "step 3:"]
-    assert checkpoint.read(run / checkpoint.BEST)["iter"] in (2, 3)
+    best = checkpoint.read(run / checkpoint.BEST)
+    options = {"inception": str(tmp_path / "net.pt"), "samples": 5, "progress": False}
+    alone = make_evaluator(from_dict(best["config"]), processes.noise_images(32, 6), tmp_path, **options)
+    assert best["best"]["frechet"] == pytest.approx(alone.evaluate(averaged_generator(best, "cpu"))["frechet"], rel=1e-4)
     assert done.stderr.count("skipped unreadable image") == 1
     assert checkpoint.read(run / checkpoint.LAST)["iter"] == 3
     assert checkpoint.read(run / checkpoint.PREVIOUS)["iter"] == 2

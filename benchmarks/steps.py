@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,17 +35,19 @@ class Step:
     of_g: list[Tensor]
 
 
-def in_units(step: Step, truth: Step) -> list[Tensor]:
-    """Each gradient in units of its own truth's length, so that no parameter's is lost beside the others'.
+def judged(step: Step, truth: Step) -> list[Tensor]:
+    """The losses, and the gradients of either model `in_units`."""
+    return [step.losses, in_units(step.of_d, truth.of_d), in_units(step.of_g, truth.of_g)]
+
+
+def in_units(found: Sequence[Tensor], true: Sequence[Tensor]) -> Tensor:
+    """All gradients as one, each in units of its own truth's length, so that no parameter's is lost beside the others'.
 
     What is below a thousandth of the longest, such as a gradient that is zero but for rounding, is in units of that.
     """
-    parts = [step.losses]
-    for found, true in ((step.of_d, truth.of_d), (step.of_g, truth.of_g)):
-        lengths = torch.stack([gradient.norm() for gradient in true])
-        units = lengths.clamp(min=1e-3 * lengths.max())
-        parts.append(torch.cat([gradient.flatten() / unit for gradient, unit in zip(found, units, strict=True)]))
-    return parts
+    lengths = torch.stack([gradient.norm() for gradient in true])
+    units = lengths.clamp(min=1e-3 * lengths.max())
+    return torch.cat([gradient.flatten() / unit for gradient, unit in zip(found, units, strict=True)])
 
 
 def first_step(trainer: Trainer, optim: OptimConfig) -> Step:

@@ -18,7 +18,7 @@ from benchmarks.cases import Plan
 from benchmarks.counting import multiply_adds
 from benchmarks.harness import Contestant, multiplying
 from benchmarks.record import Row
-from benchmarks.steps import first_step, in_units, random_pixels, true_step
+from benchmarks.steps import first_step, judged, random_pixels, true_step
 from benchmarks.suites.attention import FACTOR
 from benchmarks.suites.models import TOLERANCES
 from benchmarks.trial import CHOSEN, Case, Trial
@@ -90,9 +90,9 @@ def time_training(plan: Plan, configs: Configs, about: dict[str, object], repeat
         def make() -> Contestant:
             trainers[name] = trainer = Trainer(config, random_pixels(config))
             optim, true = true_step(trainer)
-            truth.extend(in_units(true, true))
+            truth.extend(judged(true, true))
             # The call that is judged, and all others: steps take long.
-            steps = chain([lambda: in_units(first_step(trainer, optim), true)], repeat(trainer.step))
+            steps = chain([lambda: judged(first_step(trainer, optim), true)], repeat(trainer.step))
             return lambda: next(steps)()
 
         trial.enter(name, make, truth, CHOSEN)

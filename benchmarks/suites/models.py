@@ -14,7 +14,7 @@ from benchmarks.alone import train_alone
 from benchmarks.cases import Plan
 from benchmarks.harness import Contestant
 from benchmarks.record import Row
-from benchmarks.steps import random_pixels
+from benchmarks.steps import in_units, random_pixels
 from benchmarks.trial import Case, Trial
 from lada_kernels.training.config import Config, RunConfig
 from lada_kernels.training.losses import LOSSES, r1_penalty
@@ -118,7 +118,9 @@ def time_task(plan: Plan, config: Config, task: str, about: dict[str, object], r
     run, device = TASKS[task], plan.device
     models = make_models(config, device)
     official = models.twin(plain=True)
-    truth = vector(run(models.twin(plain=True, dtype=torch.float64)))
+    true = run(models.twin(plain=True, dtype=torch.float64))
+    of = partial(judged, true=true)
+    truth = of(true)
 
     def calling(models: Models, precision: str = "float32") -> Contestant:
         def call() -> Sequence[Tensor]:
@@ -128,15 +130,15 @@ def time_task(plan: Plan, config: Config, task: str, about: dict[str, object], r
         return call
 
     trial = Trial(plan, "models", about, TOLERANCES["float32"], PEER_TOLERANCE)
-    trial.enter("official", lambda: calling(official), truth, of=vector)
-    trial.enter("official bfloat16", lambda: calling(official, "bfloat16"), truth, of=vector)
+    trial.enter("official", lambda: calling(official), truth, of=of)
+    trial.enter("official bfloat16", lambda: calling(official, "bfloat16"), truth, of=of)
     # What 16 bits make of a whole pass depends on the pass: ours may not make much more of it than the official one. From
     # seed to seed the quotient of two right results' errors is anything from 0.4 to 1.8.
     tolerances = {"float32": TOLERANCES["float32"], "bfloat16": 3 * (trial.row.errors.get("official bfloat16") or 0)}
     for who in plan.backends:
         for precision, tolerance in tolerances.items():
             make = partial(calling, models, precision)
-            trial.enter(variant(plan, who, precision), make, truth, who, tolerance=tolerance, of=vector)
+            trial.enter(variant(plan, who, precision), make, truth, who, tolerance=tolerance, of=of)
     if run is d_step:
         trial.turn_away("compiled", "torch.compile does not differentiate twice")
     elif config.img_size not in plan.compile_models:
@@ -145,7 +147,7 @@ def time_task(plan: Plan, config: Config, task: str, about: dict[str, object], r
         compiled = official.twin()
         compiled.generator.compile(dynamic=False)
         compiled.discriminator.compile(dynamic=False)
-        trial.enter("compiled", lambda: calling(compiled), truth, of=vector)
+        trial.enter("compiled", lambda: calling(compiled), truth, of=of)
     row = trial.race(repeats, warmup=0)  # the first call that is judged has warmed up
     trial.speedups()
     for name in row.times:
@@ -155,10 +157,10 @@ def time_task(plan: Plan, config: Config, task: str, about: dict[str, object], r
     return row
 
 
-def vector(results: Sequence[Tensor]) -> list[Tensor]:
-    """All gradients as one: some are zero but for rounding. The loss or the images stay apart."""
+def judged(results: Sequence[Tensor], true: Sequence[Tensor]) -> list[Tensor]:
+    """The loss or the images, and all gradients `in_units`."""
     first, *rest = results
-    return [first, *([torch.cat([x.flatten() for x in rest])] if rest else [])]
+    return [first, *([in_units(rest, true[1:])] if rest else [])]
 
 
 def step_of(contestant: Trainer | peers.OfficialStep) -> list[Tensor]:
@@ -169,7 +171,7 @@ def step_of(contestant: Trainer | peers.OfficialStep) -> list[Tensor]:
         d_loss, _, r1, *_ = result
         result = d_loss + contestant.config.optim.r1 * r1
     # The G step leaves D's gradients alone.
-    return vector([result, *(p.grad for p in contestant.discriminator.parameters())])
+    return [result, *(p.grad for p in contestant.discriminator.parameters())]
 
 
 def time_training(plan: Plan, config: Config, about: dict[str, object], repeats: int = 11) -> Row:
@@ -188,12 +190,13 @@ def time_training(plan: Plan, config: Config, about: dict[str, object], repeats:
 
     official = peers.OfficialStep(Trainer(config, pixels))
     with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):  # convolutions are not what is judged
-        truth = step_of(official)
+        true = step_of(official)
         for who, mode, precision in training_variants(plan):
             run, first = dataclasses.replace(config.run, precision=precision, **MODES[mode]), []
             name = variant(plan, who, precision) + mode
             build = partial(make, name, run, plan.backends[who], first)
-            trial.enter(name, build, truth, who, sample=partial(list, first), tolerance=TOLERANCES[precision])
+            of = partial(judged, true=true)
+            trial.enter(name, build, of(true), who, sample=partial(list, first), tolerance=TOLERANCES[precision], of=of)
     trial.enter("official", lambda: official.step)
     if plan.device == "cuda":
         compiled = peers.OfficialStep(Trainer(config, pixels))

@@ -155,7 +155,7 @@ def test_no_parameter_s_gradient_is_lost_beside_the_others():
     truth = steps.Step(losses, [long, short], [long, none])
 
     def error(of_d, of_g):
-        return worst_error(steps.in_units(steps.Step(losses, of_d, of_g), truth), steps.in_units(truth, truth))
+        return worst_error(steps.judged(steps.Step(losses, of_d, of_g), truth), steps.judged(truth, truth))
 
     assert error([long, short], [long, none]) == 0
     assert error([long, 1.5 * short], [long, none]) == pytest.approx(0.5 / 2**0.5)

@@ -14,11 +14,11 @@ from pathlib import Path
 import torch
 
 from benchmarks import peers
-from benchmarks.steps import random_pixels
+from benchmarks.steps import UNTIL_REPLAY, random_pixels
 from lada_kernels.training.config import Config, from_dict, to_dict
 from lada_kernels.training.trainer import Trainer
 
-BEFORE, STEPS = 4, 6  # steps until a recorded one is replayed, and those that are looked at
+STEPS = 5  # those that are looked at
 LIMIT = 300.0  # seconds
 
 
@@ -58,7 +58,7 @@ def main() -> None:
     trainer: Trainer | peers.OfficialStep = Trainer(config, pixels)
     if sys.argv[2] == "official":
         trainer = peers.OfficialStep(trainer)
-    for _ in range(BEFORE):
+    for _ in range(UNTIL_REPLAY if config.run.cuda_graphs else 1):
         trainer.step()
     if device == "cuda":
         torch.cuda.synchronize()

@@ -19,6 +19,8 @@ from lada_kernels.training.data import Sampler, to_float
 from lada_kernels.training.progress import METRICS
 from lada_kernels.training.trainer import Trainer
 
+UNTIL_REPLAY = 5  # steps
+
 
 def random_pixels(config: Config) -> Tensor:
     """What to train on: [4 B, 3, S, S] uint8."""

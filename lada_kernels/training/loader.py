@@ -3,6 +3,7 @@
 import time
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 
 import numpy as np
 import torch
@@ -40,7 +41,9 @@ class Loader:
         self.images, self.sampler, self.parts = images, sampler, parts
         self.device, self.memory_format = torch.device(device), memory_format
         self.waited = 0.0
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="loader")
+        # A thread begins on the first GPU, whichever this one is on.
+        on_device = partial(torch.cuda.set_device, torch.cuda.current_device()) if self.device.type == "cuda" else None
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="loader", initializer=on_device)
         self._state = sampler.state_dict()
         self._coming: Future[tuple[Tensor, dict[str, int]]] | None = None
 

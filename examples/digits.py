@@ -33,13 +33,13 @@ SEED = 1  # of the samples that are shown
 
 
 def plot(history: Tensor, generator: nn.Module, path: Path) -> None:
-    """Losses, samples and attention maps in one picture, from what every step reported, [steps, 8] in the order of METRICS."""
+    """Losses, samples and attention maps in one picture, from what every step reported, [steps, 10] in the order of METRICS."""
     figure = pyplot.figure(figsize=(12, 7.5), layout="constrained")
     figure.get_layout_engine().set(w_pad=0.15, h_pad=0.1)
     axes = figure.subplot_mosaic([["losses", "samples"], ["attention", "attention"]], height_ratios=[5, 3], width_ratios=[7, 5])
 
     window = min(25, (len(history) + 3) // 4)
-    means = history.unfold(0, window, 1).mean(-1)  # [steps - window + 1, 8]
+    means = history.unfold(0, window, 1).mean(-1)  # [steps - window + 1, 10]
     for name, label in (("d_loss", "discriminator"), ("g_loss", "generator")):
         axes["losses"].plot(range(window, len(history) + 1), means[:, METRICS.index(name)], label=label)
     axes["losses"].set(title=f"losses, mean of {window} steps", xlabel="step", ylim=(0, None))
@@ -80,7 +80,7 @@ def main() -> None:
     untrained = evaluator.evaluate(trainer.ema)["frechet"]
 
     # A step trains D, with R1 through the fused double backward, then G, then G's average.
-    history = torch.stack([trainer.step() for _ in trange(args.steps, desc="training", unit="step")]).cpu()  # [steps, 8]
+    history = torch.stack([trainer.step() for _ in trange(args.steps, desc="training", unit="step")]).cpu()  # [steps, 10]
 
     weights = args.out / "generator.safetensors"
     save_generator(trainer.ema.state_dict(), config, weights)

@@ -1,8 +1,8 @@
 """Checkpoints: written atomically, the previous one kept, read without running code from the file.
 
 A run folder holds ``last_ckpt.pt``, ``previous_ckpt.pt`` and, of a run that evaluates, ``best_ckpt.pt``. Keys that the official
-PyTorch code has are named as there (iter, generator, discriminator, ema, g_opt, d_opt); rng, sampler, data and config make
-resuming exact; best says which evaluation was the best.
+PyTorch code has are named as there (iter, generator, discriminator, ema, g_opt, d_opt); rng, sampler, data, config and
+logit_means, LeCam's, make resuming exact; best says which evaluation was the best.
 """
 
 import os
@@ -17,7 +17,20 @@ import torch
 from lada_kernels.training.errors import TrainingError
 
 LAST, PREVIOUS, BEST = "last_ckpt.pt", "previous_ckpt.pt", "best_ckpt.pt"
-KEYS = ("iter", "generator", "discriminator", "ema", "g_opt", "d_opt", "rng", "sampler", "data", "config", "best")
+KEYS = (
+    "iter",
+    "generator",
+    "discriminator",
+    "ema",
+    "g_opt",
+    "d_opt",
+    "rng",
+    "sampler",
+    "data",
+    "config",
+    "logit_means",
+    "best",
+)
 
 
 def exists(folder: Path) -> bool:

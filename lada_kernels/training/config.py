@@ -72,6 +72,12 @@ class OptimConfig:
     """bCR weight on real images: D's squared change under another augmentation"""
     bcr_fake: float = 0.0
     """bCR weight on generated images"""
+    gp: float = 0.0
+    """WGAN-GP's coefficient, 10 in its paper; at every step"""
+    lecam: float = 0.0
+    """LeCam's coefficient; it is made for few images"""
+    lecam_decay: float = 0.99
+    """decay of the averages of D's logits that LeCam compares with, per step; they begin at 0"""
     ema_decay: float = 0.999
     """decay of G's moving average, per step, unless a half-life is set"""
     ema_half_life: int = 0
@@ -82,11 +88,12 @@ class OptimConfig:
     def __post_init__(self) -> None:
         for name in ("batch_size", "accumulate", "r1_every"):
             _require(getattr(self, name) >= 1, f"optim.{name}", getattr(self, name), "1 or more")
-        for name in ("g_lr", "d_lr", "warmup", "r1", "bcr_real", "bcr_fake", "ema_half_life", "ema_start"):
+        for name in ("g_lr", "d_lr", "warmup", "r1", "bcr_real", "bcr_fake", "gp", "lecam", "ema_half_life", "ema_start"):
             _require(getattr(self, name) >= 0, f"optim.{name}", getattr(self, name), "0 or more")
         _require(all(0 <= b < 1 for b in self.betas), "optim.betas", self.betas, "values in [0, 1)")
         _require(0 <= self.augment_p <= 1, "optim.augment_p", self.augment_p, "a value in [0, 1]")
-        _require(0 <= self.ema_decay < 1, "optim.ema_decay", self.ema_decay, "a value in [0, 1)")
+        for name in ("ema_decay", "lecam_decay"):
+            _require(0 <= getattr(self, name) < 1, f"optim.{name}", getattr(self, name), "a value in [0, 1)")
         looks = bool(self.augment) and self.augment_p > 0
         for name in ("bcr_real", "bcr_fake"):
             _require(looks or not getattr(self, name), f"optim.{name}", getattr(self, name), "0 where nothing is augmented")

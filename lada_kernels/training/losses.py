@@ -1,4 +1,4 @@
-"""What D and G are trained on: adversarial losses, R1 and balanced consistency."""
+"""What D and G are trained on: adversarial losses, gradient penalties, balanced consistency and LeCam's penalty."""
 
 from collections.abc import Callable
 from typing import Literal, NamedTuple
@@ -6,6 +6,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 from torch.nn.functional import mse_loss, relu, softplus
+
 
 LossName = Literal["nonsaturating", "hinge", "wasserstein", "least_squares"]
 
@@ -67,10 +68,45 @@ def r1_penalty(real_logits: Tensor, reals: Tensor) -> Tensor:
     Raises:
         ValueError: the logits are 16-bit or the images do not require a gradient.
     """
-    if real_logits.dtype not in (torch.float32, torch.float64):
-        raise ValueError(f"real_logits: R1 needs float32 or float64, got {real_logits.dtype}")
-    if not reals.requires_grad:
-        raise ValueError("reals: R1 differentiates by them, call requires_grad_() before D sees them")
-    with torch.autocast(reals.device.type, enabled=False):
-        (gradient,) = torch.autograd.grad(real_logits.sum(), reals, create_graph=True)  # [B, C, H, W]
-        return gradient.square().sum(dim=(1, 2, 3)).mean()
+    return _squared_slopes("real_logits", real_logits, "reals", reals).mean()
+
+
+def gradient_penalty(logits: Tensor, images: Tensor) -> Tensor:
+    """WGAN-GP's (Gulrajani et al. 2017): ``mean_b (|d sum(logits) / d x| - 1)^2``, the norm over an image's pixels.
+
+    Args:
+        logits: [B, ...], as of `r1_penalty`.
+        images: [B, C, H, W] with ``requires_grad``: between reals and fakes, each at a random place of its own.
+
+    Returns:
+        A scalar with a graph. The coefficient is the caller's.
+
+    Raises:
+        ValueError: the logits are 16-bit or the images do not require a gradient.
+    """
+    return (_squared_slopes("logits", logits, "images", images).sqrt() - 1).square().mean()
+
+
+def lecam_penalty(real_logits: Tensor, fake_logits: Tensor, real_mean: Tensor, fake_mean: Tensor) -> Tensor:
+    """LeCam's (Tseng et al., arXiv 2104.03310), as its official code has it; keeps D from learning few images by heart.
+
+    ``mean relu(D(x) - fake_mean)^2 + mean relu(real_mean - D(G(z)))^2``, a scalar.
+
+    Args:
+        real_logits: [B, ...].
+        fake_logits: [B, ...].
+        real_mean: scalar, the moving average of D's logits of reals.
+        fake_mean: scalar, and of fakes.
+    """
+    return relu(real_logits - fake_mean).square().mean() + relu(real_mean - fake_logits).square().mean()
+
+
+def _squared_slopes(of_logits: str, logits: Tensor, of_images: str, images: Tensor) -> Tensor:
+    """``sum_pixels (d sum(logits) / d x)^2`` of each image, [B]."""
+    if logits.dtype not in (torch.float32, torch.float64):
+        raise ValueError(f"{of_logits}: a slope's gradient needs float32 or float64, got {logits.dtype}")
+    if not images.requires_grad:
+        raise ValueError(f"{of_images}: the logits are differentiated by them, call requires_grad_() before D sees them")
+    with torch.autocast(images.device.type, enabled=False):
+        (gradient,) = torch.autograd.grad(logits.sum(), images, create_graph=True)  # [B, C, H, W]
+        return gradient.square().sum(dim=(1, 2, 3))

@@ -12,7 +12,7 @@ from torch import Tensor
 from lada_kernels.training.distributed import ALONE, Processes
 from lada_kernels.training.errors import TrainingError, import_extra
 
-METRICS = ("d_loss", "g_loss", "r1", "bcr", "real_logit", "fake_logit", "d_grad_norm", "g_grad_norm")
+METRICS = ("d_loss", "g_loss", "r1", "bcr", "gp", "lecam", "real_logit", "fake_logit", "d_grad_norm", "g_grad_norm")
 
 
 class Progress:
@@ -66,7 +66,7 @@ class Progress:
         self.count, self.since = 0, time.perf_counter()
 
     def add(self, metrics: Tensor) -> None:
-        """Count one step and its `METRICS`, [8]."""
+        """Count one step and its `METRICS`, [10]."""
         self.total = metrics if self.total is None else self.total + metrics
         self.count += 1
         self.step += 1

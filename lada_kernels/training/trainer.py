@@ -18,7 +18,7 @@ from lada_kernels.training.distributed import ALONE, Part, Processes
 from lada_kernels.training.ema import make_ema, update_ema
 from lada_kernels.training.errors import TrainingError
 from lada_kernels.training.loader import Loader
-from lada_kernels.training.losses import LOSSES, consistency, r1_penalty
+from lada_kernels.training.losses import LOSSES, consistency, gradient_penalty, lecam_penalty, r1_penalty
 from lada_kernels.training.recording import RECORDERS, Recorded
 
 
@@ -88,6 +88,7 @@ class Trainer:
         self.loader = Loader(images, sampler, self.parts, self.device, layout)
         self.fingerprint = {"images": len(images), "crc32": zlib.crc32(images.contiguous().numpy())}
         self.iteration = 0
+        self.logit_means = torch.zeros(2, device=self.device)  # of reals and of fakes, for LeCam
         self.best: dict[str, Any] = {}  # evaluation so far; see `selection`
         processes.check_equal("configuration", to_dict(config))
         processes.check_equal("data.source", self.fingerprint)
@@ -113,7 +114,7 @@ class Trainer:
         return torch.optim.Adam(model.parameters(), lr, self.config.optim.betas, fused=True, capturable=recorded)
 
     def step(self) -> Tensor:
-        """Train D, then G, on one batch of reals; returns its `progress.METRICS`, [8], on the device.
+        """Train D, then G, on one batch of reals; returns its `progress.METRICS`, [10], on the device.
 
         Nothing in it waits for the device. Of several processes each returns what its own part of the batch gave.
         """
@@ -127,11 +128,14 @@ class Trainer:
     def _train(self, penalise: bool, pixels: Tensor) -> Tensor:
         """A step but for what changes from one to the next: with R1 or without, on these reals, [b, 3, S, S] uint8."""
         self.d_opt.zero_grad()
-        d_loss, r1, bcr, real_logit, fake_logit = self._differentiate(
+        d_loss, *penalties, real_logit, fake_logit = self._differentiate(
             self.discriminator, partial(self._discriminator_loss, penalise), pixels.tensor_split(len(self.parts))
         )
         d_norm = _grad_norm(self.discriminator)
         self.d_opt.step()
+        if self.config.optim.lecam > 0:
+            now = self.processes.mean(torch.stack([real_logit, fake_logit]))
+            self.logit_means.lerp_(now, 1 - self.config.optim.lecam_decay)
 
         self.discriminator.requires_grad_(False)
         self.g_opt.zero_grad()
@@ -139,7 +143,7 @@ class Trainer:
         g_norm = _grad_norm(self.generator)
         self.g_opt.step()
         self.discriminator.requires_grad_(True)
-        return torch.stack([d_loss, g_loss, r1, bcr, real_logit, fake_logit, d_norm, g_norm])
+        return torch.stack([d_loss, g_loss, *penalties, real_logit, fake_logit, d_norm, g_norm])
 
     def _differentiate(
         self, model: nn.Module, loss: Callable[..., tuple[Tensor, list[Tensor]]], *of_parts: tuple[Tensor, ...]
@@ -173,15 +177,23 @@ class Trainer:
                 (weight, self._augment(images) if weight > 0 else None)
                 for weight, images in ((optim.bcr_real, reals), (optim.bcr_fake, fakes))
             ]
+            if optim.gp > 0:
+                share = torch.rand(len(reals), 1, 1, 1, device=self.device)  # [B, 1, 1, 1]
+                between = torch.lerp(seen_reals, seen_fakes, share)
         real_logits = self._judge(seen_reals.requires_grad_(penalise), twice=penalise)
         fake_logits = self._judge(seen_fakes)
         d_loss = loss.discriminator(real_logits, fake_logits)
         r1 = optim.r1_every * r1_penalty(real_logits, seen_reals) if penalise else d_loss.new_zeros(())
-        bcr = d_loss.new_zeros(())
+        bcr = gp = lecam = d_loss.new_zeros(())
         for (weight, images), logits in zip(looks, (real_logits, fake_logits), strict=True):
             if images is not None:
                 bcr = bcr + weight * consistency(logits, self._judge(images))
-        return d_loss + optim.r1 * r1 + bcr, [d_loss, r1, bcr, real_logits.mean(), fake_logits.mean()]
+        if optim.gp > 0:
+            gp = gradient_penalty(self._judge(between.requires_grad_(), twice=True), between)
+        if optim.lecam > 0:
+            lecam = lecam_penalty(real_logits, fake_logits, *self.logit_means)
+        whole = d_loss + optim.r1 * r1 + bcr + optim.gp * gp + optim.lecam * lecam
+        return whole, [d_loss, r1, bcr, gp, lecam, real_logits.mean(), fake_logits.mean()]
 
     def _generator_loss(self, part: Part) -> tuple[Tensor, list[Tensor]]:
         with part.draws():
@@ -259,6 +271,7 @@ class Trainer:
             "rng": self._rng_state(),
             "sampler": self.loader.state_dict(),
             "data": self.fingerprint,
+            "logit_means": self.logit_means,
             "best": self.best,
             "config": to_dict(self.config),
         }
@@ -281,5 +294,6 @@ class Trainer:
             group["lr"] = lr.fill_(group["lr"]) if isinstance(lr, Tensor) else float(group["lr"])
             group["capturable"] = capturable
         self.loader.load_state_dict(state["sampler"])
+        self.logit_means.copy_(state["logit_means"])
         self.iteration, self.best = state["iter"], state["best"]
         self._set_rng_state(state["rng"])

@@ -40,6 +40,9 @@ _OPTIM = OptimConfig(
     augment_p=0.7,
     bcr_real=1.0,
     bcr_fake=0.5,
+    gp=0.2,
+    lecam=0.3,
+    lecam_decay=0.5,
     ema_half_life=16,
     ema_start=8,
 )

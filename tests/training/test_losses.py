@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from lada_kernels.training.losses import LOSSES, LossName, consistency, r1_penalty
+from lada_kernels.training.losses import LOSSES, LossName, consistency, gradient_penalty, lecam_penalty, r1_penalty
 
 REAL, FAKE = (0.5, -2.0, 1.25), (1.5, -3.0)
 
@@ -102,6 +102,28 @@ def test_r1_gradient_by_parameters_matches_finite_differences():
         below = penalty().item()
         flat[index] += step
         assert weight.grad.view(-1)[index].item() == pytest.approx((above - below) / (2 * step), rel=1e-6)
+
+
+def test_the_gradient_penalty_of_a_quadratic_is_analytic():
+    # logits_b = <w, x_b>^2: the slope is 2 <w, x> w.
+    generator = torch.Generator().manual_seed(0)
+    w = torch.randn(3, 4, 4, dtype=torch.float64, generator=generator).requires_grad_()
+    x = torch.randn(5, 3, 4, 4, dtype=torch.float64, generator=generator).requires_grad_()
+    dot = (x * w).sum((1, 2, 3))
+    penalty = gradient_penalty(dot[:, None] ** 2, x)
+    expected = ((2 * dot).abs() * w.square().sum().sqrt() - 1).square().mean()
+    torch.testing.assert_close(penalty, expected, rtol=1e-12, atol=0)
+    got = torch.autograd.grad(penalty, w, retain_graph=True)
+    torch.testing.assert_close(got, torch.autograd.grad(expected, w), rtol=1e-12, atol=0)
+
+
+def test_lecam_by_hand():
+    real, fake = torch.tensor([1.0, -3.0], requires_grad=True), torch.tensor([0.5, 4.0], requires_grad=True)
+    value = lecam_penalty(real, fake, torch.tensor(2.0), torch.tensor(-1.0))
+    assert value.item() == (2**2 + 0) / 2 + (1.5**2 + 0) / 2
+    value.backward()
+    assert real.grad.tolist() == [2.0, 0.0]
+    assert fake.grad.tolist() == [-1.5, 0.0]
 
 
 def test_r1_refuses_what_cannot_be_right():

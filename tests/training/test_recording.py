@@ -24,6 +24,8 @@ OPTIM = {
     "augment_p": 0.7,
     "bcr_real": 1.0,
     "bcr_fake": 0.5,
+    "gp": 0.2,
+    "lecam": 0.3,
     "ema_start": 40,
     "ema_half_life": 100,
 }

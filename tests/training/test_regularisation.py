@@ -76,27 +76,39 @@ def assert_gradients(model, truth) -> None:
 
 @pytest.mark.parametrize("loss", FORMULAS)
 def test_the_discriminator_descends_the_sum_of_its_terms(exact, images, loss):
-    config = with_optim(exact, loss=loss, augment=ALL, augment_p=0.8, bcr_real=10.0, bcr_fake=5.0)
+    config = with_optim(exact, loss=loss, augment=ALL, augment_p=0.8, bcr_real=10.0, bcr_fake=5.0, gp=2.0, lecam=0.5)
     trainer = Trainer(config, images)
+    trainer.logit_means.copy_(torch.tensor([0.3, -0.2]))
     twin = copy.deepcopy(trainer.discriminator).double()
     metrics, recorder = recorded_step(trainer)
-    reals, fakes, other_reals, other_fakes, _ = (x.double() for x in recorder.seen)
+    reals, fakes, other_reals, other_fakes, between, _ = (x.double() for x in recorder.seen)
+    shares = ((between - reals) * (fakes - reals)).sum((1, 2, 3)) / ((fakes - reals) ** 2).sum((1, 2, 3))  # [B]
+    torch.testing.assert_close(between, torch.lerp(reals, fakes, shares[:, None, None, None]), rtol=1e-5, atol=1e-5)
+    assert 0 < shares.min() < shares.max() < 1
     real, fake, other_real, other_fake = (twin(x) for x in (reals.requires_grad_(), fakes, other_reals, other_fakes))
     adversarial = FORMULAS[loss][0](real, fake)
     (slopes,) = torch.autograd.grad(real.sum(), reals, create_graph=True)
     penalty = (slopes**2).sum() / 4
     bcr = 10 * ((real - other_real) ** 2).mean() + 5 * ((fake - other_fake) ** 2).mean()
-    truth = torch.autograd.grad(adversarial + 0.3 * 3 * penalty + bcr, list(twin.parameters()))
+    (slopes,) = torch.autograd.grad(twin(between.requires_grad_()).sum(), between, create_graph=True)
+    gp = (((slopes**2).sum((1, 2, 3)) ** 0.5 - 1) ** 2).mean()
+    lecam = ((real + 0.2).clamp(min=0) ** 2).mean() + ((0.3 - fake).clamp(min=0) ** 2).mean()
+    whole = adversarial + 0.3 * 3 * penalty + bcr + 2 * gp + 0.5 * lecam
+    truth = torch.autograd.grad(whole, list(twin.parameters()))
     assert_gradients(trainer.discriminator, truth)
+    means = [0.99 * before + 0.01 * now.mean().item() for before, now in ((0.3, real), (-0.2, fake))]
+    assert trainer.logit_means.tolist() == pytest.approx(means, rel=1e-5)
     expected = {
         "d_loss": adversarial,
         "r1": 3 * penalty,
         "bcr": bcr,
+        "gp": gp,
+        "lecam": lecam,
         "real_logit": real.mean(),
         "fake_logit": fake.mean(),
         "d_grad_norm": torch.stack([(gradient**2).sum() for gradient in truth]).sum().sqrt(),
     }
-    assert min(penalty, bcr) > 0
+    assert min(penalty, bcr, gp, lecam) > 0
     assert {name: metrics[name] for name in expected} == pytest.approx({n: v.item() for n, v in expected.items()}, rel=1e-4)
 
 

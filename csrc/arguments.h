@@ -15,6 +15,7 @@ template <class T = void> T* at(Address address) { return reinterpret_cast<T*>(a
 
 using ShapeTuple = std::tuple<int64_t, int64_t, int64_t, int64_t, int, int>;  // B, N, D, H, dtype, threads
 using TokensTuple = std::tuple<Address, int64_t, int64_t>;                    // data, batch stride, token stride
+using MapTuple = std::tuple<Address, int64_t, int64_t, int64_t>;             // data, batch, row and pixel stride
 using PoolTuple = std::tuple<TokensTuple, Address, Address, Address, Address, double, bool>;
 
 inline Shape shape(const ShapeTuple& s) {
@@ -129,6 +130,13 @@ template <> struct From<NormDoubleBackward> {
                                  const TokensTuple& out_grad, const TokensTuple& out_x, Address out_gamma) {
     return {shape(s),      tokens(grad),  tokens(x),    at(gamma),        at(mean),      at(rstd),
             tokens(cot_x), at(cot_gamma), at(cot_beta), tokens(out_grad), tokens(out_x), at(out_gamma)};
+  }
+};
+
+template <> struct From<Winograd> {
+  static Winograd make(const ShapeTuple& s, int64_t columns, const MapTuple& m, Address tiles, int64_t place_stride, bool mirrored) {
+    const auto [map, batch_stride, row_stride, pixel_stride] = m;
+    return {shape(s), columns, at(map), batch_stride, row_stride, pixel_stride, at(tiles), place_stride, mirrored};
   }
 };
 

@@ -30,7 +30,16 @@ def read(source: Path) -> Weights:
 def as_run(weights: Weights, source: Path) -> dict[str, Any]:
     """The weights as a checkpoint of ours. What a run goes on from is empty, and its data are named as no run's are."""
     state = {"iter": weights.iteration, **weights.states, "config": to_dict(weights.config)}
-    return {**state, "g_opt": {}, "d_opt": {}, "rng": {}, "sampler": {}, "logit_means": {}, "data": {"converted from": str(source)}, "best": {}}
+    return {
+        **state,
+        "g_opt": {},
+        "d_opt": {},
+        "rng": {},
+        "sampler": {},
+        "logit_means": {},
+        "data": {"converted from": str(source)},
+        "best": {},
+    }
 
 
 def main() -> None:

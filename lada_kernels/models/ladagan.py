@@ -13,7 +13,9 @@ from torch.nn import functional
 
 from lada_kernels.models.flavor import Flavor, init_weights, resolve_flavor
 from lada_kernels.modules import BatchNorm2d, Ladaformer, SMLadaformer
+from lada_kernels.modules.convolution import Conv2d
 from lada_kernels.modules.feature_map import to_feature_map, to_tokens
+from lada_kernels.modules.resample import MeanPool
 
 LEAKY_SLOPE = 0.2
 
@@ -66,15 +68,15 @@ class Generator(nn.Module):
         self.init = nn.Sequential(nn.Linear(noise_dim, 64 * dim[0], bias=False))
         self.block_64 = block(0)
         self.pos_64 = nn.Parameter(torch.empty(1, 64, dim[0]))
-        self.conv_256 = nn.Conv2d(dim[0] // 4, dim[1], 3, padding=1)
+        self.conv_256 = Conv2d(dim[0] // 4, dim[1], 3, padding=1)
         self.block_256 = block(1)
         self.pos_256 = nn.Parameter(torch.empty(1, 256, dim[1]))
-        self.conv_1024 = nn.Conv2d(dim[1] // 4, dim[2], 3, padding=1)
+        self.conv_1024 = Conv2d(dim[1] // 4, dim[2], 3, padding=1)
         self.block_1024 = block(2)
         self.pos_1024 = nn.Parameter(torch.empty(1, 1024, dim[2]))
         self.decoder = _decoder(dim[2], decoder_dim, flavor) if decoder_dim else None
         channels = decoder_dim[-1] if decoder_dim else dim[2] // self.patch_size**2
-        self.ch_conv = nn.Conv2d(channels, 3, 3, padding=1)
+        self.ch_conv = Conv2d(channels, 3, 3, padding=1)
         init_weights(self, flavor)
 
     def forward(self, z: Tensor, *, return_attention: bool = False) -> Tensor | tuple[Tensor, list[Tensor]]:
@@ -144,15 +146,15 @@ class Discriminator(nn.Module):
             raise ValueError(f"out_dim must hold two widths, got {list(out_dim)}")
         width = enc_dim[-1]
         self.img_size = 16 * 2 ** (len(enc_dim) - 1)
-        self.inp_conv = nn.Sequential(nn.Conv2d(3, enc_dim[0], 3, padding=1, bias=False), nn.LeakyReLU(LEAKY_SLOPE))
+        self.inp_conv = nn.Sequential(Conv2d(3, enc_dim[0], 3, padding=1, bias=False), nn.LeakyReLU(LEAKY_SLOPE))
         self.encoder = nn.ModuleList(DownBlock(enc_dim[i], enc_dim[i + 1], flavor=flavor) for i in range(len(enc_dim) - 1))
         self.pos_256 = nn.Parameter(torch.empty(1, 256, width))
         self.block_256 = Ladaformer(256, width, heads, mlp_dim, ln_eps=flavor.ln_eps, fold_query=fold_query)
-        self.conv_256 = nn.Conv2d(4 * width, out_dim[0], 3, padding=1)
+        self.conv_256 = Conv2d(4 * width, out_dim[0], 3, padding=1)
         self.logits = nn.Sequential(
-            nn.Conv2d(out_dim[0], out_dim[1], 1, bias=False),
+            Conv2d(out_dim[0], out_dim[1], 1, bias=False),
             nn.LeakyReLU(LEAKY_SLOPE),
-            nn.Conv2d(out_dim[1], 1, 4, bias=False),
+            Conv2d(out_dim[1], 1, 4, bias=False),
         )
         init_weights(self, flavor)
 
@@ -175,18 +177,18 @@ class DownBlock(nn.Module):
     def __init__(self, in_planes: int, out_planes: int, *, flavor: Flavor | str = "torch") -> None:
         super().__init__()
         flavor = resolve_flavor(flavor)
-        halving = SamePadConv2d if flavor.same_pad else nn.Conv2d
+        halving = SamePadConv2d if flavor.same_pad else Conv2d
         self.main = nn.Sequential(
             halving(in_planes, out_planes, 3, 2, 0 if flavor.same_pad else 1, bias=False),
             _batch_norm(out_planes, flavor),
             nn.LeakyReLU(LEAKY_SLOPE),
-            nn.Conv2d(out_planes, out_planes, 3, padding=1, bias=False),
+            Conv2d(out_planes, out_planes, 3, padding=1, bias=False),
             _batch_norm(out_planes, flavor),
             nn.LeakyReLU(LEAKY_SLOPE),
         )
         self.direct = nn.Sequential(
-            nn.AvgPool2d(2),
-            nn.Conv2d(in_planes, out_planes, 1, bias=False),
+            MeanPool(),
+            Conv2d(in_planes, out_planes, 1, bias=False),
             _batch_norm(out_planes, flavor),
             nn.LeakyReLU(LEAKY_SLOPE),
         )
@@ -196,7 +198,7 @@ class DownBlock(nn.Module):
         return (self.main(x) + self.direct(x)) / 2
 
 
-class SamePadConv2d(nn.Conv2d):
+class SamePadConv2d(Conv2d):
     """For 3x3 kernels of stride 2: pads 0 before and 1 after, as TensorFlow's "same" does for even sizes."""
 
     def forward(self, x: Tensor) -> Tensor:
@@ -213,7 +215,7 @@ def _decoder(channels: int, widths: Sequence[int], flavor: Flavor) -> nn.Sequent
     for width in widths:
         layers += [
             nn.Upsample(scale_factor=2, mode="nearest"),
-            nn.Conv2d(channels, width, 3, padding=1),
+            Conv2d(channels, width, 3, padding=1),
             _batch_norm(width, flavor),
             nn.LeakyReLU(LEAKY_SLOPE),
         ]

@@ -6,6 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from lada_kernels.ops.convolution import convolve
+
 
 class EqualizedLinear(nn.Module):
     """`torch.nn.Linear` whose weights all begin as standard normals, and are scaled when used (Karras et al. 2018).
@@ -77,7 +79,7 @@ class EqualizedConv2d(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """[B, in_channels, H, W] -> [B, out_channels, H', W'], H' and W' as in `torch.nn.Conv2d`."""
         bias = None if self.bias is None else self.bias * self.gain
-        return functional.conv2d(x, self.weight * self.scale, bias, self.stride, self.padding)
+        return convolve(x, self.weight * self.scale, bias, (self.stride, self.stride), (self.padding, self.padding))
 
     def extra_repr(self) -> str:
         """What `print` shows."""

@@ -71,6 +71,22 @@ class BlurUpsample(Blur):
         return _Adjoint.apply(x, self.kernel, self.padding, self.stride, (2 * x.shape[2], 2 * x.shape[3]))
 
 
+class MeanPool(nn.Module):
+    """Halves a map's sides by the mean of each 2x2 square: `torch.nn.AvgPool2d(2)`, whose gradient copies channels-last maps.
+
+    Differentiable any number of times.
+
+    Raises:
+        ValueError: the input is not [B, C, H, W] of even sides.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, C, H, W] -> [B, C, H/2, W/2]."""
+        if x.dim() != 4 or x.shape[2] % 2 or x.shape[3] % 2:
+            raise ValueError(f"x must be [B, C, H, W] with H and W even, got {list(x.shape)}")
+        return _Mean.apply(x)
+
+
 def _check_map(x: Tensor, least: int) -> None:
     if x.dim() != 4 or min(x.shape[2:]) < least:
         raise ValueError(f"x must be [B, C, H, W] with H and W at least {least}, got {list(x.shape)}")
@@ -111,3 +127,30 @@ class _Adjoint(Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple:
         return _Correlate.apply(grad, *ctx.saved_tensors, ctx.padding, ctx.stride), None, None, None, None
+
+
+# A pair of functions like those above.
+class _Mean(Function):
+    @library.positional
+    def forward(x: Tensor) -> Tensor:
+        return functional.avg_pool2d(x, 2)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
+        pass
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        return _Spread.apply(grad)
+
+
+class _Spread(Function):
+    @library.positional
+    def forward(y: Tensor) -> Tensor:
+        return functional.interpolate(y / 4, scale_factor=2, mode="nearest")
+
+    setup_context = _Mean.setup_context
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        return _Mean.apply(grad)

@@ -22,7 +22,6 @@ def entry_point(op: str, order: str, schema: str, primary: int, fake: Callable[.
     (`needs`) does not ask for, travels through it as an empty tensor.
     """
     name = op if order == "forward" else f"{op}_{order}"
-    _LIBRARY.define(name + schema)
     select = backends.kernels
 
     def present(results: Any, args: tuple) -> Any:
@@ -35,8 +34,14 @@ def entry_point(op: str, order: str, schema: str, primary: int, fake: Callable[.
     def run(*args: Any) -> Any:
         return present(getattr(select(op, args[primary]), order)(*args), args)
 
+    return register(name, schema, run, lambda *args: present(fake(*args), args))
+
+
+def register(name: str, schema: str, run: Callable[..., Any], fake: Callable[..., Any]) -> Callable[..., Any]:
+    """Put `run` into the dispatcher; `schema` is what follows the name there, and `fake` gives the results' shapes."""
+    _LIBRARY.define(name + schema)
     _LIBRARY.impl(name, run, "CompositeExplicitAutograd")
-    torch.library.register_fake(f"lada_kernels::{name}", lambda *args: present(fake(*args), args), lib=_LIBRARY)
+    torch.library.register_fake(f"lada_kernels::{name}", fake, lib=_LIBRARY)
     return getattr(torch.ops.lada_kernels, name).default
 
 

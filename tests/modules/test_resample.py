@@ -7,7 +7,7 @@ from problems import DTYPES, TOLERANCES
 from torch.autograd import gradcheck, gradgradcheck
 from torch.nn.functional import interpolate
 
-from lada_kernels.modules.resample import Blur, BlurDownsample, BlurUpsample
+from lada_kernels.modules.resample import Blur, BlurDownsample, BlurUpsample, MeanPool
 
 KERNEL = np.outer([1, 3, 3, 1], [1, 3, 3, 1]) / 64
 
@@ -95,3 +95,20 @@ def test_refused_arguments():
         Blur(-1)
     with pytest.raises(ValueError, match="got padding=1 and stride=0"):
         Blur(stride=0)
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=["dense", "channels_last"])
+def test_mean_pool(layout):
+    torch.manual_seed(0)
+    x = torch.randn(2, 3, 4, 6, dtype=torch.float64).to(memory_format=layout).requires_grad_()
+    expected = sum(x[:, :, i::2, j::2] for i in (0, 1) for j in (0, 1)) / 4
+    y = MeanPool()(x)
+    torch.testing.assert_close(y, expected, rtol=1e-14, atol=1e-14)
+    grad = torch.randn_like(y)
+    assert torch.equal(torch.autograd.grad(y, x, grad)[0], grad.repeat_interleave(2, 2).repeat_interleave(2, 3) / 4)
+    assert gradgradcheck(lambda x: MeanPool()(x).pow(3), x, fast_mode=True)
+
+
+def test_mean_pool_refuses_odd_sides():
+    with pytest.raises(ValueError, match=r"H and W even, got \[1, 2, 4, 5\]"):
+        MeanPool()(torch.ones(1, 2, 4, 5))

@@ -10,8 +10,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from lada_kernels.models.ladagan import SamePadConv2d
 from lada_kernels.modules import BatchNorm2d, LadaAttention, SelfModulatedLayerNorm
+from lada_kernels.modules.convolution import Conv2d
 from lada_kernels.modules.norm import LayerNorm
+from lada_kernels.modules.resample import MeanPool
 from lada_kernels.training.augment import augment
 from lada_kernels.training.data import Sampler, to_float
 from lada_kernels.training.trainer import Trainer
@@ -82,6 +85,21 @@ def plain_batch_norm(norm: BatchNorm2d) -> nn.BatchNorm2d:
     return plain
 
 
+class PlainSamePad(nn.Conv2d):
+    """0 before and 1 after, TensorFlow's "same"."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(functional.pad(x, (0, 1, 0, 1)))
+
+
+def plain_convolution(ours: Conv2d) -> nn.Conv2d:
+    """torch's own on the parameters of ours."""
+    kind = PlainSamePad if isinstance(ours, SamePadConv2d) else nn.Conv2d
+    plain = kind(ours.in_channels, ours.out_channels, ours.kernel_size, ours.stride, ours.padding, device="meta")
+    plain.weight, plain.bias = ours.weight, ours.bias
+    return plain
+
+
 def plain_layer_norm(norm: LayerNorm) -> nn.LayerNorm:
     """torch's own on the parameters of ours."""
     plain = nn.LayerNorm(norm.normalized_shape, norm.eps)
@@ -96,6 +114,9 @@ def make_plain(model: nn.Module) -> nn.Module:
         SelfModulatedLayerNorm: PlainModulatedNorm,
         BatchNorm2d: plain_batch_norm,
         LayerNorm: plain_layer_norm,
+        Conv2d: plain_convolution,
+        SamePadConv2d: plain_convolution,
+        MeanPool: lambda _: nn.AvgPool2d(2),
     }
     for name, child in model.named_children():
         if type(child) in plain:

@@ -55,7 +55,7 @@ def main() -> None:
 
     args = tyro.cli(Arguments, description=__doc__)
     if checkpoint.exists(args.out):
-        raise TrainingError(f"out: {args.out} already holds a run")
+        raise TrainingError(f"out: {args.out} already holds a run; name another folder")
     weights = read(args.source)
     save_config(weights.config, args.out / "config.json")
     checkpoint.write(as_run(weights, args.source), args.out)

@@ -66,7 +66,8 @@ def describe_digits(figures: dict[str, Any]) -> Iterator[str]:
         yield f"  {digit}: {count:5d}  {'#' * round(200 * count / figures['samples'])}"
     yield "Fréchet distance to the real digits, in the classifier's features (not FID):"
     yield f"  untrained {figures['frechet_untrained']:.1f}"
-    yield f"  step {figures['step']} {figures['frechet_trained']:.2f}: {figures['frechet_ratio']:.1f}x less"
+    change = f"{figures['frechet_ratio']:.1f}x less" if figures["frechet_ratio"] > 1 else "no less"
+    yield f"  step {figures['step']} {figures['frechet_trained']:.2f}: {change}"
 
 
 def describe(figures: dict[str, Any]) -> Iterator[str]:
@@ -129,7 +130,7 @@ def main() -> None:
         torch.manual_seed(config.seed)
         figures |= judge_digits(evaluator, generator, build_generator(config).to(device))  # as training began
     else:
-        figures |= judge(evaluator, generator)
+        figures |= {"data": config.data.source} | judge(evaluator, generator)
     out = folder / "evaluation.json"
     out.write_text(json.dumps(figures, indent=2) + "\n")
     print("\n".join(describe_digits(figures) if digits else describe(figures)))

@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import ModuleType
 
+from lada_kernels.backends import BackendError
+
 
 class TrainingError(RuntimeError):
     """Data, configuration or a checkpoint that cannot be used; the message says what is wrong."""
@@ -31,5 +33,5 @@ def one_line_errors() -> Iterator[None]:
     """Turn foreseen errors into one line on stderr and exit code 1; anything else keeps its traceback."""
     try:
         yield
-    except (TrainingError, ImportError, OSError) as error:
+    except (TrainingError, BackendError, ImportError, OSError) as error:
         sys.exit(f"error: {error}")

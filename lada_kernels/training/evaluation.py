@@ -70,6 +70,7 @@ class Evaluator:
         for name, value, least in (("samples", samples, 4), ("images", len(images), 4), ("batch_size", batch_size, 1)):
             if value < least:
                 raise TrainingError(f"{name}: expected {least} or more, got {value}")
+        import_extra("torchmetrics.image.fid")  # what is missing is said before samples are drawn
         self.net, self.images, self.folder = net, images, Path(folder)
         self.samples, self.batch_size, self.seed, self.progress, self.processes = samples, batch_size, seed, progress, processes
         self._real: RealStatistics | None = None

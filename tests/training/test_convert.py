@@ -296,4 +296,4 @@ def test_converted_weights_are_sampled_but_never_resumed(tmp_path, command):
     code, _, _ = command("train", "--resume", run, "--data.source", "digits")
     assert code == f"error: {run} was converted: it holds weights, not a run that could be resumed"
     code, _, _ = command("convert", tmp_path / "last_ckpt.pt", "--out", run)
-    assert code == f"error: out: {run} already holds a run"
+    assert code == f"error: out: {run} already holds a run; name another folder"

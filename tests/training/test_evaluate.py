@@ -59,8 +59,9 @@ def test_fid_and_the_others_of_the_averaged_generator(command, run, images, tmp_
     figures = json.loads((run / "evaluation.json").read_text())
     net = TorchScriptFeatures(path, 32)
     expected = Evaluator(net, images, tmp_path, samples=40, seed=6, progress=False).evaluate(load_generator(run, "cpu"))
-    about = {"step": 0, "samples": 40, "real_images": 10, "seed": 6, "net": "inception.pt", "net_sha256": net.identity}
-    assert figures == about | {"net_features": WIDTH} | expected
+    about = {"step": 0, "data": str(tmp_path / "photos"), "samples": 40, "real_images": 10, "seed": 6}
+    about |= {"net": "inception.pt", "net_sha256": net.identity, "net_features": WIDTH}
+    assert figures == about | expected
     assert "step 0: 40 samples against 10 real images" in out
     assert f"FID       {figures['fid']:.2f}" in out
     assert f"KID       {figures['kid']:.5f} ± {figures['kid_std']:.5f}" in out

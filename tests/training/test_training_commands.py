@@ -16,7 +16,9 @@ import pytest
 import torch
 from PIL import Image
 
+from lada_kernels.backends import BackendError
 from lada_kernels.training import checkpoint, metrics
+from lada_kernels.training.errors import TrainingError, one_line_errors
 from lada_kernels.training.families import LadaGANGenerator, StyleGAN2Discriminator, ViTGANGenerator
 from lada_kernels.training.presets import PRESETS
 
@@ -261,3 +263,14 @@ def test_ctrl_c_saves_then_exits_and_resume_goes_on(command, tmp_path):
     assert code == 0
     assert f"at step {iteration}" in out
     assert torch.isfinite(checkpoint.read_latest(run)["ema"]["ch_conv.weight"]).all()
+
+
+@pytest.mark.parametrize("error", [TrainingError, BackendError, ImportError, OSError])
+def test_foreseen_errors_are_one_line(error):
+    with pytest.raises(SystemExit, match=r"^error: what is wrong$"), one_line_errors():
+        raise error("what is wrong")
+
+
+def test_other_errors_keep_their_traceback():
+    with pytest.raises(KeyError), one_line_errors():
+        raise KeyError("a bug")

@@ -27,6 +27,8 @@ def hard(pairing) -> Config:
         augment_p=0.8,
         bcr_real=10.0,
         bcr_fake=5.0,
+        gp=0.2,
+        lecam=0.3,
         ema_half_life=8,
         ema_start=16,
     )

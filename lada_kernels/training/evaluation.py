@@ -5,6 +5,7 @@ import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -210,17 +211,14 @@ def make_evaluator(
     *,
     inception: str = "",
     sha256: str = "",
-    samples: int = SAMPLES,
-    batch_size: int = 64,
-    seed: int = 0,
-    progress: bool = True,
-    processes: Processes = ALONE,
+    **options: Any,
 ) -> Evaluator:
-    """An `Evaluator` of a run, by the net of `choose_features`, with its statistics in ``folder``/real_statistics."""
+    """An `Evaluator` of a run, by the net of `choose_features`, with its statistics in ``folder``/real_statistics.
+
+    ``options`` are those of `Evaluator`: samples, batch_size, seed, progress, processes.
+    """
     net = choose_features(config, inception, sha256)
-    folder = Path(folder) / "real_statistics"
-    options = {"samples": samples, "batch_size": batch_size, "seed": seed, "progress": progress, "processes": processes}
-    return Evaluator(net, images, folder, **options)
+    return Evaluator(net, images, Path(folder) / "real_statistics", **options)
 
 
 def _read(path: Path, key: str) -> RealStatistics | None:

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from training.variants import DISCRIMINATORS, GENERATORS, with_run
+from training.variants import DISCRIMINATORS, EVERYTHING, GENERATORS, with_run
 
 from lada_kernels.training.config import Config, DataConfig, OptimConfig, RunConfig
 from lada_kernels.training.trainer import Trainer
@@ -16,28 +16,13 @@ NETWORKS = [("ladagan", "ladagan"), ("vitgan-conv", "vitgan"), ("vitgan-inr", "s
 
 @pytest.fixture(params=NETWORKS, ids="-".join)
 def config(request):
-    """Everything that draws random numbers or changes from step to step; small rates, as rounding differs."""
+    """`EVERYTHING` at small rates, as rounding differs."""
     generator, discriminator = request.param
     return Config(
         img_size=32,
         generator=GENERATORS[generator],
         discriminator=DISCRIMINATORS[discriminator],
-        optim=OptimConfig(
-            batch_size=8,
-            g_lr=2**-14,
-            d_lr=2**-14,
-            warmup=8,
-            r1=0.1,
-            r1_every=2,
-            augment=("color", "translation", "cutout", "scaling"),
-            augment_p=0.7,
-            bcr_real=1.0,
-            bcr_fake=0.5,
-            gp=0.2,
-            lecam=0.3,
-            ema_start=40,
-            ema_half_life=100,
-        ),
+        optim=OptimConfig(batch_size=8, g_lr=2**-14, d_lr=2**-14, **EVERYTHING),
         data=DataConfig(source="digits", mirror=True),
         run=RunConfig(device="cuda"),
     )

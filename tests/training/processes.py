@@ -15,7 +15,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from training.variants import DISCRIMINATORS, GENERATORS, with_optim, with_run
+from training.variants import DISCRIMINATORS, EVERYTHING, GENERATORS, with_optim, with_run
 
 from lada_kernels.modules.batch_norm import BatchNorm2d, synchronize_batch_norm
 from lada_kernels.training import checkpoint, trainer
@@ -28,24 +28,9 @@ from lada_kernels.training.trainer import Trainer
 WORLD = 2
 STEPS, HALF = 5, 3
 
-# Everything that looks at images or at their number; rates at which five steps are far from where they began.
-_OPTIM = OptimConfig(
-    batch_size=8,
-    g_lr=1e-2,
-    d_lr=1e-2,
-    warmup=3,
-    r1=0.1,
-    r1_every=2,
-    augment=("color", "translation", "cutout", "scaling"),
-    augment_p=0.7,
-    bcr_real=1.0,
-    bcr_fake=0.5,
-    gp=0.2,
-    lecam=0.3,
-    lecam_decay=0.5,
-    ema_half_life=16,
-    ema_start=8,
-)
+# Rates at which five steps are far from where they began, and an average that begins among them.
+_CHANGES = {"g_lr": 1e-2, "d_lr": 1e-2, "warmup": 3, "lecam_decay": 0.5, "ema_half_life": 16, "ema_start": 8}
+_OPTIM = OptimConfig(batch_size=8, **EVERYTHING | _CHANGES)
 _CONFIG = Config(
     img_size=32,
     optim=_OPTIM,

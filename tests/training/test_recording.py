@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 import torch
 from training.operations import Operations
-from training.variants import DISCRIMINATORS, GENERATORS, assert_bit_equal, trained, with_optim, with_run
+from training.variants import DISCRIMINATORS, EVERYTHING, GENERATORS, assert_bit_equal, trained, with_optim, with_run
 
 from lada_kernels.training import recording
 from lada_kernels.training.distributed import ALONE, Processes
@@ -14,28 +14,14 @@ from lada_kernels.training.recording import Recorded
 from lada_kernels.training.trainer import Trainer
 
 # Learning rates, and the steps by which they rise, are exact in float32, in which a recorded step reads them.
-OPTIM = {
-    "g_lr": 2**-10,
-    "d_lr": 2**-9,
-    "warmup": 8,
-    "r1": 0.1,
-    "r1_every": 2,
-    "augment": ("color", "translation", "cutout", "scaling"),
-    "augment_p": 0.7,
-    "bcr_real": 1.0,
-    "bcr_fake": 0.5,
-    "gp": 0.2,
-    "lecam": 0.3,
-    "ema_start": 40,
-    "ema_half_life": 100,
-}
+RATES = {"g_lr": 2**-10, "d_lr": 2**-9}
 
 
 @pytest.fixture
 def recorded(tiny, monkeypatch):
-    """A run that is recorded, with everything that draws random numbers or changes from step to step."""
+    """A run that is recorded."""
     monkeypatch.setitem(recording.RECORDERS, "cpu", Operations)
-    config = with_optim(dataclasses.replace(tiny, data=dataclasses.replace(tiny.data, mirror=True)), **OPTIM)
+    config = with_optim(dataclasses.replace(tiny, data=dataclasses.replace(tiny.data, mirror=True)), **EVERYTHING, **RATES)
     return with_run(config, cuda_graphs=True)
 
 

@@ -5,7 +5,6 @@ import functools
 import importlib
 import json
 import os
-import runpy
 import shlex
 import signal
 import subprocess
@@ -15,6 +14,7 @@ import time
 import pytest
 import torch
 from PIL import Image
+from training.running import run_command
 
 from lada_kernels.backends import BackendError
 from lada_kernels.training import checkpoint, metrics
@@ -39,19 +39,8 @@ OTHERS = {
 
 @pytest.fixture
 def command(monkeypatch, capsys):
-    """Run ``python -m lada_kernels.NAME args`` in this process: (exit code or message, stdout, stderr)."""
-
-    def run(name: str, *args: object) -> tuple[object, str, str]:
-        monkeypatch.setattr(sys, "argv", [name, *map(str, args)])
-        try:
-            runpy.run_module(f"lada_kernels.{name}", run_name="__main__")
-            code = 0
-        except SystemExit as stop:
-            code = stop.code
-        out, err = capsys.readouterr()
-        return code, out, err
-
-    return run
+    """`run_command` in this test."""
+    return functools.partial(run_command, monkeypatch, capsys)
 
 
 @pytest.fixture

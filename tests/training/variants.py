@@ -29,6 +29,21 @@ DISCRIMINATORS = {
     "stylegan2": StyleGAN2Discriminator(widths=(4, 4, 4, 4), group=2),
 }
 
+# Everything that looks at images or at their number, draws random numbers, or changes from step to step.
+EVERYTHING = {
+    "warmup": 8,
+    "r1": 0.1,
+    "r1_every": 2,
+    "augment": ("color", "translation", "cutout", "scaling"),
+    "augment_p": 0.7,
+    "bcr_real": 1.0,
+    "bcr_fake": 0.5,
+    "gp": 0.2,
+    "lecam": 0.3,
+    "ema_start": 40,
+    "ema_half_life": 100,
+}
+
 
 def with_optim(config: Config, **changes) -> Config:
     return dataclasses.replace(config, optim=dataclasses.replace(config.optim, **changes))

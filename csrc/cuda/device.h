@@ -114,7 +114,8 @@ __device__ inline void cluster_barrier() {
 __device__ inline const float* shared_of(const float* mine, int rank) {
 #if __CUDA_ARCH__ >= 900
   const float* address;
-  asm("mapa.u64 %0, %1, %2;" : "=l"(address) : "l"(mine), "r"(rank));
+  // volatile: else the compiler hoists it above a test of `rank`, and a rank beyond the cluster is undefined
+  asm volatile("mapa.u64 %0, %1, %2;" : "=l"(address) : "l"(mine), "r"(rank));
   return address;
 #else
   return mine;

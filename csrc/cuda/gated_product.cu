@@ -183,10 +183,8 @@ Gate<Problem> plan(const Problem& problem, bool wide, bool sums, const Device& d
   int lanes = 1;
   while (lanes < vectors && lanes < kMostLanes) lanes *= 2;
   const int tiles = int((vectors + lanes - 1) / lanes);
-  const int64_t units = problem.shape.batch * tiles, least = 4 * kThreads / lanes;
-  Team team =
-      make_team(units, problem.shape.tokens, least, lanes * kVector<T>, int64_t(kBlocks) * device.processors, device, queue);
-  if (!sums) team.part = 0;
+  const int64_t units = problem.shape.batch * tiles, least = 4 * kThreads / lanes, part = sums ? lanes * kVector<T> : 0;
+  const Team team = make_team(units, problem.shape.tokens, least, part, int64_t(kBlocks) * device.processors, device, queue);
   return {problem, team, lanes, tiles, wide};
 }
 

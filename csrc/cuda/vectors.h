@@ -170,11 +170,12 @@ template <class Body> Outcome dispatch(DType dtype, Body body) {
   }
 }
 
-// Whether all of these can be accessed 16 bytes at a time; absent ones can.
+// Whether all of these can be accessed 16 bytes at a time; absent ones can, and no stride is taken along a dimension of one.
 template <class T, class... Rest> bool aligned(const Shape& shape, const Rest&... tensors) {
-  const auto fits = [](const Tokens& x) {
-    return !x.data || (reinterpret_cast<uintptr_t>(x.data) % 16 == 0 && x.batch_stride % kVector<T> == 0 &&
-                       x.token_stride % kVector<T> == 0);
+  const auto whole = [](int64_t size, int64_t stride) { return size <= 1 || stride % kVector<T> == 0; };
+  const auto fits = [&](const Tokens& x) {
+    return !x.data || (reinterpret_cast<uintptr_t>(x.data) % 16 == 0 && whole(shape.batch, x.batch_stride) &&
+                       whole(shape.tokens, x.token_stride));
   };
   return shape.channels % kVector<T> == 0 && (fits(tensors) && ...);
 }

@@ -14,7 +14,12 @@ template <class Arguments, class... Passed>
 auto on_gpu(const char* name, Outcome (*kernel)(const Arguments&, const Queue&), Arguments (*make)(Passed...)) {
   return [name, kernel, make](const QueueTuple& q, Passed... passed) {
     const Queue queue{std::get<0>(q), at(std::get<1>(q)), at(std::get<2>(q)), std::get<3>(q)};
-    const Outcome outcome = kernel(make(passed...), queue);
+    const Arguments arguments = make(passed...);
+    Outcome outcome;
+    {
+      const pybind11::gil_scoped_release release;  // a first start loads the kernel, or compiles its PTX
+      outcome = kernel(arguments, queue);
+    }
     if (outcome.error) throw std::runtime_error(std::string(name) + ": " + outcome.error);
     return outcome.wanted;
   };

@@ -187,7 +187,7 @@ namespace avx512 { LADA_FOR_EACH_KERNEL(LADA_DECLARE) }
 // ---- on a GPU; F64 is the CPU's alone ----
 
 struct Queue {  // where a kernel is started, and the memory that it is lent until the stream has passed it
-  int32_t device;
+  int32_t device;  // becomes the current one, and stays it
   void* stream;
   void* workspace;
   int64_t workspace_bytes;
@@ -195,7 +195,7 @@ struct Queue {  // where a kernel is started, and the memory that it is lent unt
 
 struct Outcome {
   int64_t wanted = 0;           // nothing was started: call again with this many bytes of workspace
-  const char* error = nullptr;  // what the CUDA runtime said
+  const char* error = nullptr;  // why nothing was started; it stays until this thread's next call
 };
 
 #define LADA_FOR_EACH_CUDA_KERNEL(APPLY)                         \

@@ -7,6 +7,7 @@
 #include <cuda_runtime.h>
 
 #include <array>
+#include <cstdio>
 #include <mutex>
 
 #include "../lada.h"
@@ -28,6 +29,13 @@ struct Grid {
   int64_t shared;   // bytes of a block
   int cluster = 1;  // blocks of a cluster; divides `blocks`
 };
+
+// A text with numbers, which stays until this thread makes the next one.
+template <class... Numbers> const char* text_of(const char* format, Numbers... numbers) {
+  static thread_local char text[256];
+  snprintf(text, sizeof text, format, numbers...);
+  return text;
+}
 
 inline const char* error_text(cudaError_t error) { return error == cudaSuccess ? nullptr : cudaGetErrorString(error); }
 
@@ -55,31 +63,31 @@ inline const char* describe(int index, Device& device) {
   return nullptr;
 }
 
-// body(device) with the queue's device as the current one.
+// body(device) with the queue's device as the current one. It stays that: Python puts the former one back by torch's guard,
+// which gives it no context; cudaSetDevice would.
 template <class Body> Outcome on_device(const Queue& queue, Body body) {
-  int before;
-  if (const char* error = error_text(cudaGetDevice(&before))) return {0, error};
-  const bool elsewhere = before != queue.device;
-  if (elsewhere)
+  int current;
+  if (const char* error = error_text(cudaGetDevice(&current))) return {0, error};
+  if (current != queue.device)
     if (const char* error = error_text(cudaSetDevice(queue.device))) return {0, error};
   Device device;
   const char* error = describe(queue.device, device);
-  Outcome outcome = error ? Outcome{0, error} : body(device);
-  if (elsewhere) {
-    error = error_text(cudaSetDevice(before));
-    if (!outcome.error) outcome.error = error;
-  }
-  return outcome;
+  return error ? Outcome{0, error} : body(device);
 }
 
 // Start a kernel, which takes one struct; no blocks, no start.
 template <class Arguments>
 Outcome start(void (*kernel)(Arguments), const Arguments& arguments, const Grid& grid, const Queue& queue) {
   if (grid.blocks == 0) return {};
+  constexpr int64_t kMostBlocks = (int64_t(1) << 31) - 1;
+  if (grid.blocks > kMostBlocks)
+    return {0, text_of("the grid is too large: %lld blocks, and 2^31 - 1 are the most", static_cast<long long>(grid.blocks))};
   constexpr int64_t kUnasked = 48 << 10;  // more shared memory has to be asked for
   if (grid.shared > kUnasked) {
-    const auto most = cudaFuncAttributeMaxDynamicSharedMemorySize;
-    const cudaError_t error = cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel), most, int(grid.shared));
+    int most;  // for every start the same: another thread may start this kernel in between, with more
+    cudaError_t error = cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, queue.device);
+    const void* function = reinterpret_cast<const void*>(kernel);
+    if (error == cudaSuccess) error = cudaFuncSetAttribute(function, cudaFuncAttributeMaxDynamicSharedMemorySize, most);
     if (error != cudaSuccess) return {0, error_text(error)};
   }
   cudaLaunchAttribute attribute;

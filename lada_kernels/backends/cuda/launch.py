@@ -1,5 +1,7 @@
 """How the kernels of csrc/cuda are started: on which device and stream, and with which workspace."""
 
+from contextlib import AbstractContextManager, nullcontext
+
 import torch
 from torch import Tensor
 
@@ -18,10 +20,17 @@ def queue(x: Tensor) -> tuple[int, int]:
 def start(kernel: str, x: Tensor, *args: object) -> None:
     """Start a kernel on x's device; what it wants of workspace is held until it was started, and is the stream's until then."""
     run, where = getattr(kernels, kernel), queue(x)
-    wanted = run((*where, 0, 0), *args)
-    if wanted:
-        workspace = torch.empty(wanted, dtype=torch.uint8, device=x.device)
-        run((*where, workspace.data_ptr(), wanted), *args)
+    with current(x.device):
+        wanted = run((*where, 0, 0), *args)
+        if wanted:
+            workspace = torch.empty(wanted, dtype=torch.uint8, device=x.device)
+            run((*where, workspace.data_ptr(), wanted), *args)
+
+
+def current(device: torch.device) -> AbstractContextManager:
+    """Makes a CUDA device torch's current one, for native code leaves it so; torch's guard gives the former one no context."""
+    elsewhere = device.type == "cuda" and device.index != torch.cuda.current_device()
+    return torch.cuda.device(device) if elsewhere else nullcontext()
 
 
 def why_no_device() -> str | None:

@@ -72,6 +72,18 @@ def test_layout_of_gradients(op, layout, problem, dtype, backend, device):
     judge(op, problem, dtype, device, grad_layout=layout)
 
 
+def with_odd_ones(x: torch.Tensor) -> torch.Tensor:
+    """Odd strides along dimensions of one, where they lead nowhere."""
+    return x.as_strided(x.shape, [stride if size > 1 else 5 for size, stride in zip(x.shape, x.stride(), strict=True)])
+
+
+@pytest.mark.parametrize("problem", [Problem(1, 9, 32, 4), Problem(3, 1, 32, 4)], ids=str)
+@each_op
+def test_strides_along_dimensions_of_one(op, problem, backend, device, monkeypatch):
+    monkeypatch.setitem(LAYOUTS, "odd_ones", with_odd_ones)
+    judge(op, problem, torch.bfloat16, device, layout="odd_ones", grad_layout="odd_ones")
+
+
 @pytest.mark.parametrize("layout", LAYOUTS)
 @each_op
 def test_results_are_dense_and_own_their_memory(op, layout, backend, device):

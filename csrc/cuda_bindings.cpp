@@ -31,6 +31,7 @@ void bind_cuda(pybind11::module_& m) {
 #define LADA_BIND(kernel, Arguments) m.def(#kernel, on_gpu(#kernel, &cuda::kernel, &From<Arguments>::make));
   LADA_FOR_EACH_CUDA_KERNEL(LADA_BIND)
 #undef LADA_BIND
+  m.def("why_not", &cuda::why_not, pybind11::call_guard<pybind11::gil_scoped_release>());
 }
 
 }  // namespace lada

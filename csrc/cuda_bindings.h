@@ -4,7 +4,8 @@
 
 namespace lada {
 
-// Define the CUDA kernels in a module: name(queue, ...) -> bytes of workspace to call again with, 0 once it was started.
+// Define the CUDA kernels in a module: name(queue, ...) -> bytes of workspace to call again with, 0 once it was started; and
+// why_not(device) -> text or None.
 void bind_cuda(pybind11::module_& m);
 
 }  // namespace lada

@@ -213,7 +213,10 @@ struct Outcome {
   APPLY(modulated_layer_norm_double_backward, NormDoubleBackward)
 
 #define LADA_DECLARE(name, Arguments) Outcome name(const Arguments&, const Queue&);
-namespace cuda { LADA_FOR_EACH_CUDA_KERNEL(LADA_DECLARE) }
+namespace cuda {
+LADA_FOR_EACH_CUDA_KERNEL(LADA_DECLARE)
+const char* why_not(int32_t device);  // what the CUDA runtime says where a device cannot run the kernels, else null
+}
 #undef LADA_DECLARE
 
 }  // namespace lada

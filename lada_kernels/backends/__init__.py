@@ -1,8 +1,8 @@
 """Who computes: the choice of a backend, its refusal, and the explanation of both.
 
-A backend is a module of this package with `unavailable() -> reason | None`, `refuses(op, kind) -> reason | None`
-and `kernels(op)`, which returns the op's three entry points, or its forward alone for `gated_projection`, whose
-gradients are taken by other ops:
+A backend is a module of this package with `unavailable() -> reason | None`, about this machine, `refuses(op, kind) ->
+reason | None`, about tensors and the device that they are on, and `kernels(op)`, which returns the op's three entry points, or
+its forward alone for `gated_projection`, whose gradients are taken by other ops:
 
     forward(...)                  what the reference's forward takes and returns
     backward(needs, ...)          the reference's backward; a result whose flag in `needs` is False may come as None
@@ -121,11 +121,11 @@ def chosen(op: str, tensor: torch.Tensor) -> str:
 
 def kernels(op: str, tensor: torch.Tensor) -> Any:
     """The three entry points that compute `op` for tensors on this tensor's device, of its dtype and channels."""
-    return _kernels(op, tensor.device.type, tensor.dtype, tensor.size(-1), _requested)
+    return _kernels(op, tensor.device, tensor.dtype, tensor.size(-1), _requested)
 
 
 @functools.cache
-def _kernels(op: str, device: str, dtype: torch.dtype, channels: int, requested: str | None) -> Any:
+def _kernels(op: str, device: torch.device, dtype: torch.dtype, channels: int, requested: str | None) -> Any:
     kind = Kind(device, dtype, channels)
     chosen = _choose(op, kind, requested)
     if chosen == "reference" and not requested:
@@ -146,7 +146,7 @@ def _choose(op: str, kind: Kind, requested: str | None) -> str:
 def _reason(name: str, op: str, kind: Kind) -> str | None:
     if op not in _KERNELS[name]:
         return f"it has no kernel for {op}"
-    return _BACKENDS[name].unavailable() or _BACKENDS[name].refuses(op, kind)
+    return _BACKENDS[name].refuses(op, kind)
 
 
 def _outranked(name: str, chosen: str, op: str) -> str:

@@ -11,14 +11,14 @@ from ..reference.precision import accumulate_dtype
 class Kind(NamedTuple):
     """What the choice of a backend looks at in a tensor."""
 
-    device: str  # its type
+    device: torch.device
     dtype: torch.dtype
     channels: int
 
     @classmethod
     def of(cls, x: Tensor) -> "Kind":
         """That of x, whose last dimension are its channels."""
-        return cls(x.device.type, x.dtype, x.shape[-1])
+        return cls(x.device, x.dtype, x.shape[-1])
 
 
 def readable(x: Tensor) -> Tensor:

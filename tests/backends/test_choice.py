@@ -2,11 +2,14 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 import threading
 import warnings
+from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -105,7 +108,7 @@ def test_the_order_gives_way_to_use_backend(asked, other, two_gpu_backends):
 @pytest.fixture
 def cuda_device(monkeypatch):
     """As if CUDA's kernels had been built, for the CPU."""
-    monkeypatch.setattr(launch, "kernels", object())
+    monkeypatch.setattr(launch, "kernels", SimpleNamespace(why_not=lambda device: None))
     monkeypatch.setattr(launch, "DEVICE", "cpu")
 
 
@@ -138,19 +141,116 @@ def test_cuda_that_was_not_built(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("version", "there", "reason"),
-    [
-        (None, False, "this torch was built without CUDA"),
-        ("12.8", False, "torch finds no CUDA device"),
-        ("12.8", True, None),
-    ],
+    ("version", "reason"), [(None, "this torch was built without CUDA"), ("12.8", "torch finds no CUDA device")]
 )
-def test_cuda_without_a_device(version, there, reason, monkeypatch):
+def test_cuda_without_a_device(version, reason, monkeypatch):
     monkeypatch.setattr(launch, "kernels", object())
     monkeypatch.setattr(launch, "DEVICE", "cuda")
     monkeypatch.setattr(torch.version, "cuda", version)
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: there)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert available()["cuda"] == reason
+
+
+NO_IMAGE = "no kernel image is available for execution on the device"
+WHY_NOT = (
+    "cuda:1 has compute capability 8.0, and the kernels were built for sm_90, sm_100 and later "
+    f"(LADA_CUDA_ARCHS=80 builds them for it): {NO_IMAGE}"
+)
+
+
+class TwoGpus:
+    """As if there were two, and CUDA's kernels built for the first; keeps what is asked of them."""
+
+    def __init__(self, monkeypatch):
+        self.errors, self.current, self.guarded, self.started = {0: None, 1: NO_IMAGE}, 0, [], []
+        monkeypatch.setattr(launch, "kernels", self)
+        monkeypatch.setattr(launch, "DEVICE", "cuda")
+        monkeypatch.setattr(launch, "queue", lambda x: (x.device.index, 7))
+        monkeypatch.setattr(launch, "native", SimpleNamespace(build_info=lambda: {"cuda_architectures": "90,100"}))
+        stands_in = {
+            "is_available": lambda: True,
+            "device_count": lambda: 2,
+            "current_device": lambda: self.current,
+            "device": self.guard,
+            "get_device_capability": lambda device: (9 - device.index, 0),
+        }
+        for name, value in stands_in.items():
+            monkeypatch.setattr(torch.cuda, name, value)
+
+    @contextmanager
+    def guard(self, device):
+        self.guarded.append(device.index)
+        before, self.current = self.current, device.index
+        yield
+        self.current = before
+
+    def why_not(self, device):
+        assert device == self.current
+        return self.errors[device]
+
+    def kernel(self, queue, *args):
+        self.started.append((self.current, queue, args))
+
+
+@pytest.fixture
+def gpus(monkeypatch):
+    return TwoGpus(monkeypatch)
+
+
+def tokens_on(gpu):
+    """What the choice looks at in a tensor [2, 5, 6] on a GPU."""
+    return SimpleNamespace(device=torch.device("cuda", gpu), dtype=torch.float32, shape=(2, 5, 6), size=lambda dim: 6)
+
+
+@pytest.mark.parametrize("current", [0, 1])
+def test_each_device_is_asked(current, gpus, monkeypatch):
+    gpus.current = current
+    for backend in (backends.cuda, backends.triton):
+        monkeypatch.setattr(backend, "kernels", lambda op, name=backend.__name__: name)
+    monkeypatch.setattr(backends.triton, "refuses", lambda op, kind: None)
+    assert explain("gated_product", tokens_on(0)).backend == "cuda"
+    explanation = explain("gated_product", tokens_on(1))
+    assert (explanation.backend, explanation.reasons["cuda"]) == ("triton", WHY_NOT)
+    names = [backends.kernels("gated_product", tokens_on(gpu)) for gpu in (0, 1, 0, 1)]
+    assert names == [backends.cuda.__name__, backends.triton.__name__] * 2
+    with use_backend("cuda"), pytest.raises(backends.BackendError, match=re.escape(f"cannot run gated_product: {WHY_NOT}")):
+        backends.kernels("gated_product", tokens_on(1))
+    assert gpus.current == current
+    assert set(gpus.guarded) == {1 - current}
+
+
+def test_no_device_is_asked_about_other_tensors(gpus):
+    with use_backend("reference"):
+        assert explain("gated_product", *gate_inputs()).reasons["cuda"] == "it computes on cuda tensors, these are on cpu"
+    assert gpus.guarded == []
+
+
+@pytest.mark.parametrize(
+    ("errors", "reason"),
+    [
+        ((None, NO_IMAGE), None),
+        ((NO_IMAGE, None), None),
+        ((NO_IMAGE, NO_IMAGE), f"{WHY_NOT.replace('cuda:1', 'cuda:0').replace('8.0', '9.0').replace('=80', '=90')}; {WHY_NOT}"),
+    ],
+)
+def test_cuda_is_available_where_a_device_can_run_it(errors, reason, gpus):
+    gpus.errors = dict(enumerate(errors))
+    assert available()["cuda"] == reason
+
+
+def test_cuda_that_torch_cannot_start(gpus, monkeypatch):
+    def fail():
+        raise RuntimeError("Cannot re-initialize CUDA in forked subprocess")
+
+    monkeypatch.setattr(torch.cuda, "current_device", fail)
+    assert available()["cuda"] == "Cannot re-initialize CUDA in forked subprocess"
+
+
+def test_kernels_are_started_with_their_device_as_the_current_one(gpus):
+    for gpu in (0, 1):
+        launch.start("kernel", tokens_on(gpu), "shape")
+    assert gpus.started == [(0, (0, 7, 0, 0), ("shape",)), (1, (1, 7, 0, 0), ("shape",))]
+    assert (gpus.guarded, gpus.current) == ([1], 0)
 
 
 def test_explain_follows_use_backend():

@@ -17,8 +17,10 @@ def unavailable() -> str | None:
 
 def refuses(op: str, kind: Kind) -> str | None:
     """None for CPU tensors of a supported dtype, else the reason."""
-    if kind.device != "cpu":
-        return f"it computes on CPU tensors, these are on {kind.device}"
+    if reason := unavailable():
+        return reason
+    if kind.device.type != "cpu":
+        return f"it computes on CPU tensors, these are on {kind.device.type}"
     if kind.dtype not in DTYPES:
         return f"it computes in float32, bfloat16, float16 and float64, not {kind.dtype}"
     return None

@@ -13,19 +13,21 @@ _MOST_CHANNELS = 4096
 
 
 def unavailable() -> str | None:
-    """None where the kernels were built and there is a device for them, else why not."""
+    """None where the kernels were built and some device can run them, else why not."""
     return launch.why_no_device()
 
 
 def refuses(op: str, kind: Kind) -> str | None:
-    """None for tensors on a CUDA device in a supported dtype, else the reason."""
-    if kind.device != launch.DEVICE:
-        return f"it computes on {launch.DEVICE} tensors, these are on {kind.device}"
+    """None for tensors in a supported dtype on a CUDA device that can run the kernels, else the reason."""
+    if reason := launch.why_no_kernels():
+        return reason
+    if kind.device.type != launch.DEVICE:
+        return f"it computes on {launch.DEVICE} tensors, these are on {kind.device.type}"
     if kind.dtype not in _DTYPES:
         return f"it computes in float32, bfloat16 and float16, not {kind.dtype}"
     if not op.startswith("gated") and kind.channels > _MOST_CHANNELS:
         return f"it takes up to {_MOST_CHANNELS} channels, these are {kind.channels}"
-    return None
+    return launch.why_not(kind.device)
 
 
 def kernels(op: str) -> Any:

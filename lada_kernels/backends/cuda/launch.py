@@ -33,10 +33,40 @@ def current(device: torch.device) -> AbstractContextManager:
     return torch.cuda.device(device) if elsewhere else nullcontext()
 
 
-def why_no_device() -> str | None:
-    """None where kernels can be started."""
+def why_no_kernels() -> str | None:
+    """None where the kernels were built and torch finds a device, whether or not that can run them."""
     if kernels is None:
         return why_not_built() or "the native module was built without CUDA: nvcc was not found, or LADA_CUDA_ARCHS was empty"
     if DEVICE == "cuda" and not torch.cuda.is_available():
         return "this torch was built without CUDA" if torch.version.cuda is None else "torch finds no CUDA device"
     return None
+
+
+def why_not(device: torch.device) -> str | None:
+    """None where this device, one of DEVICE's, can run the kernels."""
+    try:
+        with current(device):
+            error = kernels.why_not(device.index or 0)
+    except RuntimeError as failure:  # torch cannot use CUDA here, as in a forked process
+        return str(failure)
+    if error is None:
+        return None
+    major, minor = torch.cuda.get_device_capability(device)
+    built = ", ".join(f"sm_{architecture}" for architecture in native.build_info()["cuda_architectures"].split(","))
+    return (
+        f"{device} has compute capability {major}.{minor}, and the kernels were built for {built} and later "
+        f"(LADA_CUDA_ARCHS={major}{minor} builds them for it): {error}"
+    )
+
+
+def why_no_device() -> str | None:
+    """None where some device can run the kernels."""
+    if reason := why_no_kernels():
+        return reason
+    first = torch.cuda.current_device() if torch.cuda.is_initialized() else 0  # who is asked gets a context, which takes memory
+    reasons = []
+    for index in (first, *(i for i in range(torch.cuda.device_count()) if i != first)):
+        reasons.append(why_not(torch.device(DEVICE, index)))
+        if reasons[-1] is None:
+            return None
+    return "; ".join(dict.fromkeys(reasons))

@@ -19,10 +19,12 @@ def unavailable() -> str | None:
 
 def refuses(op: str, kind: Kind) -> str | None:
     """None for tensors on Triton's device in a supported dtype, else the reason."""
+    if reason := unavailable():
+        return reason
     from . import launch
 
-    if kind.device != launch.device_type():
-        return f"it computes on {launch.device_type()} tensors, these are on {kind.device}"
+    if kind.device.type != launch.device_type():
+        return f"it computes on {launch.device_type()} tensors, these are on {kind.device.type}"
     if kind.dtype not in launch.DTYPES:
         return f"it computes in float32, bfloat16, float16 and float64, not {kind.dtype}"
     return None

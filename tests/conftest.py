@@ -2,15 +2,15 @@ import importlib.util
 import os
 
 import torch
-from cuda_emulation import build as cuda_emulation
+from ptx import build as ptx
 
 # Read when a kernel is decorated, so before anything imports one: without a GPU, Triton's kernels are interpreted.
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
-# Without a GPU, CUDA's kernels are emulated, and compiled for that by the first test that runs one.
-if not torch.cuda.is_available() and cuda_emulation.unavailable() is None:
-    cuda_emulation.stand_in()
+# Without a GPU, the PTX of CUDA's kernels is executed, and compiled by the first test that runs one.
+if not torch.cuda.is_available() and ptx.unavailable() is None:
+    ptx.stand_in()
 
 
 def _round_to_bfloat16() -> None:

@@ -1,5 +1,5 @@
-// The GPU and its runtime: every call of the CUDA runtime and all PTX is in this file. Kernels get it by <device.h>, so that
-// tests/cuda_emulation/device.h, its twin on the CPU, can stand in for it.
+// The GPU and its runtime: every call of the CUDA runtime and all PTX is in this file. What of the runtime it calls,
+// tests/ptx/cudart.cpp has too, which executes the kernels' PTX on the CPU.
 #pragma once
 
 #include <cuda_bf16.h>

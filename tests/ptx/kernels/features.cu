@@ -1,4 +1,4 @@
-// Small kernels that use the emulator's features one by one, right and wrong.
+// Small kernels that use the machine's features one by one, right and wrong.
 #include <device.h>
 
 #include <string>
@@ -70,10 +70,30 @@ __global__ void cluster_sum(const __grid_constant__ Arguments a) {
 // out [threads] = shared memory as it is found.
 __global__ void unwritten(const __grid_constant__ Arguments a) { a.out[place()] = shared_memory()[threadIdx.x]; }
 
+// out [threads] = the sum of the warp's `in`, through shared memory; option 0 leaves out the barrier of the warp.
+__global__ void warp_sum(const __grid_constant__ Arguments a) {
+  float *shared = shared_memory(), total = 0;
+  shared[threadIdx.x] = a.in[place()];
+  if (a.option) __syncwarp();
+  for (int i = 0; i < 32; ++i) total += shared[threadIdx.x / 32 * 32 + i];
+  a.out[place()] = total;
+}
+
+// out [threads] = `in` of lanes that have diverged, twice, and met again: those that branched one way count ten times.
+__global__ void diverge(const __grid_constant__ Arguments a) {
+  float value = a.in[place()];
+  for (int i = 0; i < int(threadIdx.x) % 3; ++i) value += a.in[place()];
+  if (threadIdx.x % 2) value *= 10;
+  __syncwarp();
+  a.out[place()] = __shfl_xor_sync(~0u, value, 1);
+}
+
+__global__ void past_the_end(const __grid_constant__ Arguments a) { a.out[place() + 1] = a.in[place()]; }
+
 // `blockDim` floats of it are asked for.
 __global__ void past_shared_memory(const __grid_constant__ Arguments a) { shared_memory()[threadIdx.x + 1] = a.in[0]; }
 
-__global__ void misaligned_store(const __grid_constant__ Arguments a) { *reinterpret_cast<uint4*>(a.out + 1) = {0, 0, 0, 0}; }
+__global__ void misaligned_store(const __grid_constant__ Arguments a) { store_at_once(a.out + 1, {0, 0, 0, 0}); }
 
 __global__ void barrier_for_some(const __grid_constant__ Arguments) {
   if (threadIdx.x != 5) __syncthreads();
@@ -103,10 +123,11 @@ __global__ void misaligned(const __grid_constant__ Arguments a) { a.out[0] = boo
 
 __global__ void shared_of_nobody(const __grid_constant__ Arguments a) { a.out[0] = *shared_of(shared_memory(), 4); }
 
-#define LADA_FOR_EACH_FEATURE(APPLY)                                                                                   \
-  APPLY(block_sum) APPLY(rounds) APPLY(warp) APPLY(cluster_sum) APPLY(unwritten) APPLY(past_shared_memory)             \
-  APPLY(barrier_for_some) APPLY(barriers_of_two_kinds) APPLY(collectives_of_two_kinds) APPLY(shuffle_outside_of_mask)  \
-  APPLY(misaligned) APPLY(misaligned_store) APPLY(shared_of_nobody)
+#define LADA_FOR_EACH_FEATURE(APPLY)                                                                                     \
+  APPLY(block_sum) APPLY(rounds) APPLY(warp) APPLY(warp_sum) APPLY(diverge) APPLY(cluster_sum) APPLY(unwritten)          \
+  APPLY(past_shared_memory) APPLY(past_the_end) APPLY(barrier_for_some) APPLY(barriers_of_two_kinds)                     \
+  APPLY(collectives_of_two_kinds) APPLY(shuffle_outside_of_mask) APPLY(misaligned) APPLY(misaligned_store)               \
+  APPLY(shared_of_nobody)
 
 }  // namespace
 }  // namespace cuda
@@ -116,7 +137,9 @@ void bind_cuda(pybind11::module_& m) {
   const auto bind = [&](const char* name, void (*kernel)(cuda::Arguments)) {
     m.def(name, [kernel](int64_t blocks, int threads, int64_t shared, int cluster, uintptr_t in, uintptr_t out, int option) {
       const cuda::Arguments arguments{reinterpret_cast<const float*>(in), reinterpret_cast<float*>(out), option};
-      const Outcome outcome = cuda::start(kernel, arguments, {blocks, threads, shared, cluster}, Queue{});
+      Queue queue{};
+      cudaGetDevice(&queue.device);
+      const Outcome outcome = cuda::start(kernel, arguments, {blocks, threads, shared, cluster}, queue);
       if (outcome.error) throw std::runtime_error(outcome.error);
     });
   };

@@ -92,7 +92,9 @@ def load(sources: Sequence[Path] = (), nvcc: str | None = None, architectures: S
     return module
 
 
-def load_kernels(nvcc: str | None = None, changed: Path | None = None, architectures: Sequence[str] | None = None) -> ModuleType:
+def load_kernels(
+    nvcc: str | None = None, changed: Path | None = None, architectures: Sequence[str] | None = None
+) -> ModuleType:
     """The machine with the project's kernels, compiled by the nvcc of this version; `changed` takes the place of one file."""
     kernels = [changed if changed and changed.name == kernel.name else kernel for kernel in KERNELS]
     return load((*kernels, CSRC / "cuda_bindings.cpp"), nvcc, architectures)
@@ -133,7 +135,7 @@ class Kernels(ModuleType):
     def __getattr__(self, name: str) -> Any:
         machine = self._load()
         found = getattr(machine, name)
-        if name in ("configure", "device", "launched"):
+        if name in ("configure", "device", "launched", "registered"):
             return found
 
         def run(*args: Any) -> Any:

@@ -68,6 +68,13 @@ void read(const char* fat, Binary& binary) {
 }
 
 }  // namespace
+
+std::vector<std::string> registered() {
+  std::vector<std::string> names;
+  for (const auto& [host, function] : functions()) names.push_back(function.name);
+  return names;
+}
+
 }  // namespace ptx
 
 using namespace ptx;

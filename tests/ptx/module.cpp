@@ -53,14 +53,15 @@ std::vector<std::tuple<std::string, uint32_t, uint32_t>> parameters_of(Module& m
 
 PYBIND11_MODULE(_ptx, m) {
   using namespace py::literals;
-  py::register_exception<Error>(m, "Error", PyExc_RuntimeError);
+  py::register_local_exception<Error>(m, "Error", PyExc_RuntimeError);
   m.def("configure", &configure, py::kw_only(), "seed"_a = py::none(), "architecture"_a = py::none(), "processors"_a = py::none(),
         "shared"_a = py::none(), "clusters"_a = py::none(), "blur"_a = py::none());
   m.def("device", [] { return current; });
   m.def("allow", [](uint64_t begin, uint64_t bytes, bool fresh) { global_memory.allow(begin, bytes, fresh); });
   m.def("forget", [] { global_memory.forget(); });
   m.def("launched", [] { return launched; });
-  py::class_<Module>(m, "Module")
+  m.def("registered", &registered);
+  py::class_<Module>(m, "Module", py::module_local())  // a process may load the machine with several sets of kernels
       .def(py::init<std::string>())
       .def("kernels", &Module::kernels)
       .def("parameters", &parameters_of)  // (name, place, bytes) of each

@@ -91,7 +91,10 @@ def test_lanes_diverge_and_meet():
         ("unwritten", "line [0-9]+: ld.shared.*reads 4 bytes at [0-9]+ of shared memory that nobody wrote"),
         ("past_shared_memory", "out of bounds: writes 4 bytes at 256 of 256 of shared memory"),
         ("past_the_end", "out of bounds: writes 4 bytes at 0x[0-9a-f]+, 0 bytes past the end of a tensor"),
-        ("barrier_for_some", "deadlock in the cluster of block 0: 252 threads wait at line .*bar.*; 4 threads have ended|ended.*252"),
+        (
+            "barrier_for_some",
+            "deadlock in the cluster of block 0: 252 threads wait at line .*bar.*; 4 threads have ended|ended.*252",
+        ),
         ("barriers_of_two_kinds", "deadlock .*128 threads wait at line .*128 threads wait at line"),
         ("collectives_of_two_kinds", "deadlock .*128 threads wait at line .*128 threads wait at line"),
         ("shuffle_outside_of_mask", "shuffles from lane [0-9]+, which takes no part: 0x0000ffff do"),
@@ -124,7 +127,15 @@ def test_errors_end_a_launch(kernel, error):
     ids=str,
 )
 def test_what_a_device_refuses(grid, error):
-    grid = {"blocks": 1, "threads": 32, "shared": 256, "cluster": 1, "clusters": True, "most": 227 << 10, "architecture": 90} | grid
+    grid = {
+        "blocks": 1,
+        "threads": 32,
+        "shared": 256,
+        "cluster": 1,
+        "clusters": True,
+        "most": 227 << 10,
+        "architecture": 90,
+    } | grid
     features().configure(clusters=grid["clusters"], shared=grid["most"], architecture=grid["architecture"])
     with pytest.raises(RuntimeError, match=error):
         features().block_sum(grid["blocks"], grid["threads"], grid["shared"], grid["cluster"], 0, 0, 1)

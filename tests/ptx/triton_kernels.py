@@ -23,7 +23,6 @@ import problems
 import torch
 import triton
 from ptx import build
-from torch import Tensor
 
 from benchmarks import resources
 from lada_kernels import backends

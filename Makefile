@@ -12,6 +12,8 @@ DRY ?=
 NVCC_FLAGS ?= -Werror all-warnings
 
 BIN := $(VENV)/bin
+# What today's torch for CUDA comes with: tests/ptx executes what it compiles, too.
+OTHER_TRITON := $(VENV)/other-triton
 INSTALLED := $(VENV)/installed.stamp
 BUILT := $(VENV)/built.stamp
 SOURCES := setup.py pyproject.toml $(shell find csrc -type f)
@@ -73,6 +75,7 @@ $(INSTALLED): requirements-dev.txt
 	@echo "installing requirements-dev.txt into $(VENV)"
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) -r $<
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --target $(OTHER_TRITON) triton==3.6.0
 	@touch $@
 
 clean:

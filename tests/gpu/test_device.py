@@ -1,6 +1,6 @@
 """What a device must show: streams, graphs, sizes beyond 2^31, compilation, repeatability.
 
-Without one, some of it is interpreted (Triton's kernels) and emulated (CUDA's).
+Without one, some of it runs on the CPU: Triton's kernels interpreted, the PTX of CUDA's executed.
 """
 
 import copy
@@ -51,10 +51,10 @@ def device(backend):
 
 
 @pytest.fixture
-def emulator():
-    """Configures the emulated GPU for the test."""
+def described():
+    """Describes the GPU that executes PTX, for the test."""
     if launch.DEVICE != "cpu":
-        pytest.skip("CUDA's kernels are not emulated here: a GPU takes no orders on what its threads do first")
+        pytest.skip("a GPU takes no orders on what its threads do first")
     before = launch.kernels.configure()
     yield launch.kernels.configure
     launch.kernels.configure(**before)
@@ -75,14 +75,14 @@ def test_ten_runs_agree_bit_for_bit(op, device):
 @pytest.mark.parametrize("clusters", [True, False])
 @pytest.mark.parametrize("problem", [Problem(2, 97, 24, 3), Problem(1, 1031, 64, 4)], ids=str)
 @pytest.mark.parametrize("op", OPS, ids=str)
-def test_the_order_of_threads_shows_in_no_bit(op, problem, clusters, device, emulator):
+def test_the_order_of_threads_shows_in_no_bit(op, problem, clusters, device, described):
     inputs = make_inputs(op, problem, torch.float32, device)
     cotangents = make_cotangents(op, problem, inputs)
-    emulator(seed=0, clusters=clusters)
+    described(seed=0, clusters=clusters)
     first = three_orders(op, inputs, *cotangents)
     assert_orders(first, true_orders(op, inputs, *cotangents), inputs, condition=op.condition(inputs))
     for seed in range(1, 5):
-        emulator(seed=seed)
+        described(seed=seed)
         for label, result in three_orders(op, inputs, *cotangents).items():
             assert torch.equal(result, first[label]), f"{label}, seed {seed}"
 

@@ -74,6 +74,7 @@ template <uint32_t SPACE> void load(Warp& w, const Instruction& i, uint32_t on) 
 
 template <uint32_t SPACE> void store(Warp& w, const Instruction& i, uint32_t on) {
   const uint32_t width = i.b[0];
+  ++w.block->grid->store;
   for (; on; on &= on - 1) {
     const int l = __builtin_ctz(on);
     const uint64_t address = address_of(w, i, l);
@@ -190,6 +191,7 @@ void copy(Warp& w, const Instruction& i, uint32_t on) {
 }
 
 void land(Warp& w, const std::vector<Copy>& copies) {
+  ++w.block->grid->store;
   for (const Copy& one : copies)
     for (uint32_t k = 0; k < one.bytes; k += 4) {
       uint32_t word = 0;
@@ -237,6 +239,7 @@ void decode_cp(Statement& s, Instruction& i) {
 // Lane 8m + r gives the address of row r of matrix m; lane l takes elements 2(l%4) and 2(l%4)+1 of row l/4 of each.
 template <bool LOADS> void matrices(Warp& w, const Instruction& i, uint32_t on) {
   if (on != ~0u) fail_at(w, __builtin_ctz(on), "a matrix is accessed by some lanes only");
+  ++w.block->grid->store;
   for (int m = 0; m < i.count; ++m) {
     std::byte* rows[8];
     uint16_t values[8][8];

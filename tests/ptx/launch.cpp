@@ -274,7 +274,7 @@ void launch(const Device& device, Module& module, Kernel& kernel, const LaunchCo
   std::vector<std::vector<std::byte>> frames;
   try {
     check(device, module, kernel, config);
-    Grid grid{device, module, kernel, config, parameters, 1, random};
+    Grid grid{device, module, kernel, config, parameters, 1, 0, random};
     for (Block& block : blocks)
       for (int index = 0; index * kLanes < int(config.threads.count()); ++index) {
         frames.emplace_back(kernel.frame_bytes + 64);

@@ -125,6 +125,7 @@ struct Shadow {  // what is known of a granule of shared memory
   int32_t writer = -1, reader = -1;
   uint32_t written = 0, read : 30 = 0;  // when
   uint32_t readers : 2 = 0;             // 0: one thread, 1: several of a warp, 2: of a block, 3: of a cluster
+  uint32_t store = 0;                   // which store wrote it
 };
 
 struct Cluster {
@@ -164,6 +165,7 @@ struct Grid {
   LaunchConfig config;
   const std::byte* parameters;
   uint32_t clock = 1;  // counts synchronisations
+  uint32_t store = 0;  // counts stores
   std::mt19937_64& random;
 };
 

@@ -81,12 +81,13 @@ std::byte* shared_at(Warp& w, int lane, uint32_t address, uint32_t bytes, const 
       else fail_at(w, lane, "reads %u bytes at %u of shared memory that nobody wrote", bytes, offset);
       continue;
     }
-    if (!same && shadow.writer >= 0 && !ordered(shadow.writer, 0, shadow.written, w, lane))
+    const bool together = value && shadow.store == w.block->grid->store;  // lanes of one store: one of them is kept
+    if (!same && !together && shadow.writer >= 0 && !ordered(shadow.writer, 0, shadow.written, w, lane))
       fail_at(w, lane, "race: %s %u bytes at %u of shared memory, which thread %d wrote with no barrier in between", verb, bytes, offset, shadow.writer % kMostThreads);
     if (value) {
       if (!same && shadow.reader >= 0 && !ordered(shadow.reader, shadow.readers, shadow.read, w, lane))
         fail_at(w, lane, "race: writes %u bytes at %u of shared memory, which thread %d read with no barrier in between", bytes, offset, shadow.reader % kMostThreads);
-      shadow.writer = me, shadow.written = now;
+      shadow.writer = me, shadow.written = now, shadow.store = w.block->grid->store;
     } else if (shadow.reader < 0 || ordered(shadow.reader, shadow.readers, shadow.read, w, lane)) {
       shadow.reader = me, shadow.read = now, shadow.readers = 0;
     } else {

@@ -186,6 +186,7 @@ void copy(Warp& w, const Instruction& i, uint32_t on) {
     const uint32_t filled = i.option ? w.at_place<uint32_t>(i.c[0])[l] : i.bytes;
     const uint64_t from = w.at_place<uint64_t>(i.b[0])[l] + uint64_t(int64_t(int32_t(i.b[1])));
     if (filled > i.bytes) fail_at(w, l, "cp.async of %u bytes of %u", filled, i.bytes);
+    if ((to + uint32_t(i.offset)) % i.bytes || from % i.bytes) fail_at(w, l, "misaligned: cp.async of %u bytes", i.bytes);
     w.uncommitted.push_back({l, to + uint32_t(i.offset), i.bytes, filled, from});
   }
 }
@@ -272,6 +273,7 @@ template <bool LOADS> void decode_matrix(Statement& s, Instruction& i) {
   i.option = s.take("trans");
   if (space_of(s) != kShared || s.type() != Type::B16) s.unknown("only .shared.b16");
   const auto registers = s.parts(LOADS ? 0 : 1);
+  if (registers.size() != i.count) s.unknown("another number of registers");
   for (size_t k = 0; k < registers.size(); ++k) i.d[k] = LOADS ? s.target(registers[k], Type::B32) : s.source(registers[k], Type::B32);
   uint32_t width;
   i.a[0] = s.address(LOADS ? 1 : 0, i.offset, width);

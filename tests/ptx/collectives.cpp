@@ -52,7 +52,7 @@ void decode_shfl(Statement& s, Instruction& i) {
   if (!s.take("sync")) s.unknown("only .sync");
   i.option = s.take("up") ? kUp : s.take("down") ? kDown : s.take("bfly") ? kXor : kIndex;
   if (i.option == kIndex && !s.take("idx")) s.unknown("no such mode");
-  s.type();
+  if (s.type() != Type::B32) s.unknown("of this type");
   const auto targets = s.parts(0);
   i.count = uint8_t(targets.size());
   i.d[0] = s.target(targets[0], Type::B32);
@@ -80,6 +80,7 @@ void decode_vote(Statement& s, Instruction& i) {
   i.option = s.take("all") ? kAll : s.take("any") ? kAny : s.take("uni") ? kUniform : kBallot;
   if (i.option == kBallot && !s.take("ballot")) s.unknown("no such mode");
   const Type type = s.type();
+  if (type != (i.option == kBallot ? Type::B32 : Type::Pred)) s.unknown("of this type");
   i.d[0] = s.target(0, type);
   std::string_view predicate = s.text(1);
   i.aligned = predicate[0] == '!';
@@ -96,27 +97,29 @@ template <class T, auto f> void reduce(Warp& w, const Instruction& i, uint32_t o
   each(on, [&](int l) { d[l] = result; });
 }
 
+// The smaller or larger of two, -0 below +0; NaN if one of them is, or only if both are.
+template <bool LARGER, bool KEEPS_NAN> constexpr auto extreme = [](float a, float b) {
+  if (a != a || b != b) return (a != a) == KEEPS_NAN ? a : b;
+  return (LARGER ? a > b : a < b) || (a == b && std::signbit(a) != LARGER) ? a : b;
+};
+
 void decode_redux(Statement& s, Instruction& i) {
   if (!s.take("sync")) s.unknown("only .sync");
   const std::string_view name = s.take();
-  const bool nan = s.take("NaN");
+  const bool nan = s.take("NaN"), max = name == "max", orders = max || name == "min";
   const Type type = s.type();
+  if (size_of(type) != 4 || (nan && type != Type::F32) || (!orders && type == Type::F32)) s.unknown("of this type");
   i.d[0] = s.target(0, type), i.a[0] = s.source(1, type);
   collective(s, i, 2);
   constexpr auto larger = [](auto a, auto b) { return a > b ? a : b; };
   constexpr auto smaller = [](auto a, auto b) { return a < b ? a : b; };
-  constexpr auto number_max = [](float a, float b) { return std::fmax(a, b); };
-  constexpr auto number_min = [](float a, float b) { return std::fmin(a, b); };
-  constexpr auto nan_max = [](float a, float b) { return a != a ? a : b != b ? b : std::fmax(a, b); };
-  constexpr auto nan_min = [](float a, float b) { return a != a ? a : b != b ? b : std::fmin(a, b); };
-  const bool max = name == "max";
-  if (name == "add" && !nan) i.run = reduce<uint32_t, [](uint32_t a, uint32_t b) { return a + b; }>;
+  if (name == "add") i.run = reduce<uint32_t, [](uint32_t a, uint32_t b) { return a + b; }>;
   else if (name == "and") i.run = reduce<uint32_t, [](uint32_t a, uint32_t b) { return a & b; }>;
   else if (name == "or") i.run = reduce<uint32_t, [](uint32_t a, uint32_t b) { return a | b; }>;
   else if (name == "xor") i.run = reduce<uint32_t, [](uint32_t a, uint32_t b) { return a ^ b; }>;
-  else if (!max && name != "min") s.unknown("no such reduction");
-  else if (type == Type::F32 && nan) i.run = max ? reduce<float, nan_max> : reduce<float, nan_min>;
-  else if (type == Type::F32) i.run = max ? reduce<float, number_max> : reduce<float, number_min>;
+  else if (!orders) s.unknown("no such reduction");
+  else if (type == Type::F32 && nan) i.run = max ? reduce<float, extreme<true, true>> : reduce<float, extreme<false, true>>;
+  else if (type == Type::F32) i.run = max ? reduce<float, extreme<true, false>> : reduce<float, extreme<false, false>>;
   else if (type == Type::S32) i.run = max ? reduce<int32_t, larger> : reduce<int32_t, smaller>;
   else i.run = max ? reduce<uint32_t, larger> : reduce<uint32_t, smaller>;
 }
@@ -135,7 +138,7 @@ void decode_elect(Statement& s, Instruction& i) {  // the lowest lane of the mas
 }
 
 void decode_activemask(Statement& s, Instruction& i) {
-  s.type();
+  if (s.type() != Type::B32) s.unknown("of this type");
   i.d[0] = s.target(0, Type::B32);
   i.run = [](Warp& w, const Instruction& i, uint32_t on) {
     uint32_t* d = w.at_place<uint32_t>(i.d[0]);
@@ -184,7 +187,7 @@ void decode_bar(Statement& s, Instruction& i) {
 }
 
 void decode_fence(Statement& s, Instruction& i) {  // memory is sequentially consistent here
-  while (!s.done()) s.take();
+  for (const char* known : {"sc", "acq_rel", "acquire", "release", "cta", "cluster", "gpu", "gl", "sys"}) s.take(known);
   i.run = [](Warp&, const Instruction&, uint32_t) {};
 }
 
@@ -266,6 +269,9 @@ void decode_mma(Statement& s, Instruction& i) {
   else s.unknown("of this type");
   const Type word = doubles ? Type::F64 : Type::B32;
   const auto d = s.parts(0), a = s.parts(1), b = s.parts(2), c = s.parts(3);
+  const size_t results = doubles ? 2 : 4, halves = doubles ? 1 : i.option / (kind == "tf32" ? 4 : 8);  // registers of b
+  if (d.size() != results || c.size() != results || a.size() != (doubles ? 1 : 2 * halves) || b.size() != halves)
+    s.unknown("another number of registers");
   for (size_t k = 0; k < d.size(); ++k) i.d[k] = s.target(d[k], word);
   for (size_t k = 0; k < a.size(); ++k) i.a[k] = s.source(a[k], word);
   for (size_t k = 0; k < b.size(); ++k) i.b[k] = s.source(b[k], word);
@@ -276,8 +282,9 @@ void decode_mma(Statement& s, Instruction& i) {
 
 const std::map<std::string_view, Decode>& collectives() {
   static const std::map<std::string_view, Decode> table = {
-      {"shfl", decode_shfl},   {"vote", decode_vote},   {"redux", decode_redux}, {"elect", decode_elect}, {"activemask", decode_activemask},
-      {"bar", decode_bar},     {"barrier", decode_bar}, {"fence", decode_fence}, {"membar", decode_fence}, {"mma", decode_mma}};
+      {"shfl", decode_shfl}, {"vote", decode_vote},   {"redux", decode_redux}, {"elect", decode_elect},
+      {"bar", decode_bar},   {"barrier", decode_bar}, {"fence", decode_fence}, {"membar", decode_fence},
+      {"mma", decode_mma},   {"activemask", decode_activemask}};
   return table;
 }
 

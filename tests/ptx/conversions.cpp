@@ -47,11 +47,18 @@ void decode_mov(Statement& s, Instruction& i) {
   i.count = uint8_t(std::max(to.size(), from.size()));
   if (i.count == 1) {
     i.d[0] = s.target(0, type), i.a[0] = s.source(1, type);
-    i.run = type == Type::Pred ? move_predicate : size_of(type) == 2 ? move<uint16_t> : size_of(type) == 4 ? move<uint32_t> : move<uint64_t>;
+    switch (size_of(type)) {
+      case 0: i.run = move_predicate; break;
+      case 2: i.run = move<uint16_t>; break;
+      case 4: i.run = move<uint32_t>; break;
+      case 8: i.run = move<uint64_t>; break;
+      default: s.unknown("of this type");
+    }
     return;
   }
   i.bytes = uint8_t(size_of(type) / i.count);
-  if (i.bytes < 2) s.unknown("of this type");
+  if (i.bytes < 2 || i.bytes * i.count != int(size_of(type))) s.unknown("of this type");
+  if (std::min(to.size(), from.size()) != 1) s.unknown("from several to several");
   for (size_t k = 0; k < to.size(); ++k) i.d[k] = s.target(to[k], bits(size_of(type) / uint32_t(to.size())));
   for (size_t k = 0; k < from.size(); ++k) i.a[k] = s.source(from[k], bits(size_of(type) / uint32_t(from.size())));
   i.run = to.size() == 1 ? pack : unpack;
@@ -59,7 +66,7 @@ void decode_mov(Statement& s, Instruction& i) {
 
 // ---- cvt ----
 
-enum Option : uint32_t { kNearestInt = 1, kZeroInt = 2, kDownInt = 3, kUpInt = 4, kRoundsToInt = 7, kSaturates = 8, kFlushes = 16 };
+enum Option : uint32_t { kNearestInt = 1, kZeroInt, kDownInt, kUpInt, kRoundsToInt = 7, kSaturates, kFlushes = 16 };
 
 template <class T> constexpr bool kIsSmall = std::is_same_v<T, Half> || std::is_same_v<T, Bfloat>;
 template <class T> constexpr bool kIsFloat = std::is_floating_point_v<T> || kIsSmall<T>;
@@ -74,23 +81,42 @@ template <class T> T rounded(T x, uint32_t how) {
   }
 }
 
+// To float32, rounded to odd: the nearest of fewer bits to it is then the nearest of fewer bits to `x`.
+template <class S> float odd(S x) {
+  using Exact = std::conditional_t<std::is_floating_point_v<S>, double, __int128>;
+  float y = float(x);
+  uint32_t bits;
+  memcpy(&bits, &y, sizeof y);
+  if (Exact(y) != Exact(x) && x == x && !(bits & 1)) bits += (Exact(x) > Exact(y)) == (x > 0) ? 1u : ~0u;
+  memcpy(&y, &bits, sizeof y);
+  return y;
+}
+
+// What is no number: 0 of 32 bits and less, but the highest bit where float64 or integers of 64 bits take part.
+template <class D, class S>
+constexpr D kOfNaN = std::max(sizeof(D), sizeof(S)) < 8 ? D(0) : D(uint64_t(1) << (8 * sizeof(D) - 1));
+
 template <class D, class S> D converted(S from, uint32_t option) {
   if constexpr (!kIsFloat<S> && !kIsFloat<D>) {
     if (!(option & kSaturates)) return D(from);
     const __int128 wide = from, low = std::numeric_limits<D>::min(), high = std::numeric_limits<D>::max();
     return D(std::clamp(wide, low, high));
   } else if constexpr (!kIsFloat<S>) {
-    return kIsSmall<D> ? D(float(from)) : D(from);
+    if (option & kSaturates) return D(float(from > 0));
+    if constexpr (kIsSmall<D>) return D(odd(from));
+    else return D(from);
   } else {
     using Wide = std::conditional_t<std::is_same_v<S, double>, double, float>;
-    Wide x = rounded(Wide(from), option);
+    Wide x = Wide(from);
     if (option & kFlushes) x = flush(x);
+    x = rounded(x, option);
     if constexpr (kIsFloat<D>) {
       if (option & kSaturates) x = x > 0 ? x < 1 ? x : 1 : 0;  // NaN -> 0
-      if constexpr (std::is_same_v<D, Bfloat>) return D(float(x));
-      else return D(x);
+      if constexpr (kIsSmall<D>) return D(odd(x));
+      if constexpr (std::is_same_v<D, float>) return option & kFlushes ? flush(D(x)) : D(x);
+      return D(x);
     } else {
-      if (x != x) return 0;
+      if (x != x) return kOfNaN<D, S>;
       if (x <= Wide(std::numeric_limits<D>::min())) return std::numeric_limits<D>::min();
       return x >= Wide(std::numeric_limits<D>::max()) ? std::numeric_limits<D>::max() : D(x);
     }
@@ -109,13 +135,10 @@ template <class D, class S> void convert(Warp& w, const Instruction& i, uint32_t
     S from;
     memcpy(&from, w.frame + i.a[0] + l * i.bytes, sizeof from);
     const D result = converted<D, S>(from, i.option);
-    std::byte* to = w.frame + i.d[0] + l * i.count;
-    if constexpr (kIsFloat<D>) {
-      memcpy(to, &result, sizeof result);
-    } else {
-      const int64_t wide = int64_t(result);  // extended as its type is
-      memcpy(to, &wide, i.count);
-    }
+    int64_t wide = 0;  // extended as its type is, by zeros if that is floating point
+    if constexpr (kIsFloat<D>) memcpy(&wide, &result, sizeof result);
+    else wide = int64_t(result);
+    memcpy(w.frame + i.d[0] + l * i.count, &wide, i.count);
   });
 }
 
@@ -185,6 +208,7 @@ void tf32(Warp& w, const Instruction& i, uint32_t on) {  // to the nearest of 10
 
 void decode_cvt(Statement& s, Instruction& i) {
   int mode = FE_TONEAREST;
+  bool rounds = true;
   if (s.take("rna")) {
     if (!s.take("tf32") || !s.take("f32")) s.unknown("only to .tf32");
     i.d[0] = s.target(0, Type::B32), i.a[0] = s.source(1, Type::B32);
@@ -198,16 +222,22 @@ void decode_cvt(Statement& s, Instruction& i) {
   else if (s.take("rz")) mode = FE_TOWARDZERO;
   else if (s.take("rm")) mode = FE_DOWNWARD;
   else if (s.take("rp")) mode = FE_UPWARD;
-  else s.take("rn");
+  else rounds = s.take("rn");
+  const bool to_int = i.option != 0;
   if (s.take("ftz")) i.option |= kFlushes;
   if (s.take("sat")) i.option |= kSaturates;
   const Type to = s.type(), from = s.type();
   if (to == Type::BF16x2 || to == Type::F16x2) {
-    if (from != Type::F32 || i.option || mode != FE_TONEAREST) s.unknown("of this form");
+    if (from != Type::F32 || !rounds || i.option || mode != FE_TONEAREST) s.unknown("of this form");
     i.d[0] = s.target(0, to), i.a[0] = s.source(1, from), i.b[0] = s.source(2, from);
     i.run = to == Type::F16x2 ? convert_pair<Half> : convert_pair<Bfloat>;
     return;
   }
+  // To an integer a floating point number is rounded by .rni and the like, to fewer bits by .rn and the like.
+  const bool is_real = from >= Type::F16, wants_real = to >= Type::F16, narrows = !is_real || size_of(to) < size_of(from);
+  const bool wants_int = is_real && !wants_real, wants_rounding = wants_real && (narrows || (size_of(to) == 2 && to != from));
+  if (to_int ? !wants_int && (to != from || !is_real) : wants_int) s.unknown("rounded to an integer or not");
+  if (!to_int && rounds != wants_rounding) s.unknown("rounded or not");
   i.d[0] = s.target(0, to, true), i.a[0] = s.source(1, from, true);
   const uint32_t width = s.width(s.text(1));
   i.bytes = uint8_t(width ? width : std::max(2u, size_of(from)));

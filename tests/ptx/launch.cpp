@@ -272,6 +272,7 @@ void launch(const Device& device, Module& module, Kernel& kernel, const LaunchCo
             std::mt19937_64& random) {
   std::vector<Block> blocks(config.cluster);
   std::vector<std::vector<std::byte>> frames;
+  running = nullptr;
   try {
     check(device, module, kernel, config);
     Grid grid{device, module, kernel, config, parameters, 1, 0, random};
@@ -294,10 +295,8 @@ void launch(const Device& device, Module& module, Kernel& kernel, const LaunchCo
       run_cluster(grid, cluster);
     }
   } catch (const Error& error) {
-    int line = 0;
-    if (running) line = running->line;
+    const int line = running ? running->line : 0;
     const std::string where = line ? ", line " + std::to_string(line) + ": " + string_of(module.line(line)) : "";
-    running = nullptr;
     fail("%s%s: %s", kernel.name.c_str(), where.c_str(), error.what());
   }
 }

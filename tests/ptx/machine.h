@@ -177,6 +177,7 @@ void launch(const Device& device, Module& module, Kernel& kernel, const LaunchCo
 class Statement;
 using Decode = void (*)(Statement&, Instruction&);
 const std::map<std::string_view, Decode>& arithmetic();
+const std::map<std::string_view, Decode>& logic();
 const std::map<std::string_view, Decode>& conversions();
 const std::map<std::string_view, Decode>& memory_accesses();
 const std::map<std::string_view, Decode>& collectives();

@@ -113,7 +113,7 @@ Kernel& Module::kernel(const std::string& name) {
 }
 
 static Decode decoder(std::string_view op) {
-  for (const auto* table : {&arithmetic(), &conversions(), &memory_accesses(), &collectives()})
+  for (const auto* table : {&arithmetic(), &logic(), &conversions(), &memory_accesses(), &collectives()})
     if (const auto found = table->find(op); found != table->end()) return found->second;
   return nullptr;
 }
@@ -181,7 +181,7 @@ void Module::decode(Kernel& kernel) {
         continue;
       }
       size_t end = rest.find_first_of(";:\n");
-      const bool directive = rest[0] == '.', location = rest.substr(0, 4) == ".loc" || rest.substr(0, 5) == ".file";
+      const bool directive = rest[0] == '.', location = rest.substr(0, 5) == ".loc\t" || rest.substr(0, 5) == ".loc " || rest.substr(0, 5) == ".file";
       if (location) {
         rest.remove_prefix(std::min(rest.size(), rest.find('\n')));
         continue;

@@ -1,6 +1,7 @@
 // Of a statement: its types, numbers, names and operands.
 #include <algorithm>
 #include <cstring>
+#include <set>
 
 #include "decode.h"
 
@@ -87,10 +88,16 @@ uint32_t Scope::constant(uint32_t width, uint64_t bits) {
 Register Scope::find(std::string_view name) {
   for (auto inner = registers.rbegin(); inner != registers.rend(); ++inner)
     if (const auto found = inner->find(name); found != inner->end()) return found->second;
-  if (name[0] != '%') fail("unknown name %s", string_of(name).c_str());
+  static const std::set<std::string_view> known = {
+      "%tid.x",         "%tid.y",         "%tid.z",         "%ntid.x",        "%ntid.y",           "%ntid.z",
+      "%ctaid.x",       "%ctaid.y",       "%ctaid.z",       "%nctaid.x",      "%nctaid.y",         "%nctaid.z",
+      "%laneid",        "%warpid",        "%lanemask_lt",   "%lanemask_le",   "%lanemask_eq",      "%lanemask_ge",
+      "%lanemask_gt",   "%cluster_ctarank", "%cluster_ctaid.x", "%cluster_nctarank", "%cluster_nctaid.x", "%clusterid.x",
+      "%nclusterid.x"};
+  if (!known.count(name)) fail("unknown name %s", string_of(name).c_str());
   const auto [found, is_new] = kernel.specials.try_emplace(string_of(name), 0);
-  if (is_new) found->second = room(name == "%is_explicit_cluster" ? 0 : 4);
-  return {name == "%is_explicit_cluster" ? Type::Pred : Type::B32, found->second};
+  if (is_new) found->second = room(4);
+  return {Type::B32, found->second};
 }
 
 // ---- statements ----

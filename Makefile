@@ -26,7 +26,7 @@ help:
 	@echo "make lint    ruff: rules and format"
 	@echo "make build   compile the kernels into this checkout"
 	@echo "make bench   time every suite by pytest-benchmark, on a machine with nothing else to do"
-	@echo "make gpu     with PYTHON as it is, nothing fetched: build, run the GPU's tests, take its figures"
+	@echo "make gpu     with PYTHON as it is, nothing fetched: build, judge each kernel, run the GPU's tests, take its figures"
 	@echo "             into OUT=$(OUT); STAGES=build,tests or STAGES=figures,sanitizer for half of it;"
 	@echo "             DRY=1 rehearses without a GPU"
 	@echo "make clean   delete what was built; $(VENV) and runs/ stay"

@@ -1,9 +1,9 @@
-"""Turn a GPU into evidence: build in place, run the tests marked `gpu`, take figures, have them watched.
+"""Turn a GPU into evidence: build in place, judge every kernel, run the tests marked `gpu`, take figures, have them watched.
 
     python -m benchmarks.gpu [--stages build,tests] [--out benchmarks/results] [--dry]
 
-The stages: build, tests, figures, sanitizer. build and tests take 260 s at most, figures and sanitizer 330 s, for a GPU that is
-lent for minutes.
+The stages: build; smoke, which makes a table of the backends, ops, dtypes and orders that are right; tests, which begins with
+smoke; figures; sanitizer. build and tests take 260 s at most, figures and sanitizer 330 s, for a GPU that is lent for minutes.
 
 Nothing is fetched. Every stage has its own time limit, to which comes what those before it left, and its log in `--out`; one
 that fails takes nothing from the others. What a rehearsal writes lies in the folder `dry` of that.
@@ -19,10 +19,12 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
+
+from benchmarks import verdicts
 
 ROOT = Path(__file__).parent.parent
 PYTHON = [sys.executable]
@@ -58,6 +60,7 @@ class Stage:
     limit: float
     environment: dict[str, str] = field(default_factory=dict)  # beside everybody's
     cores: int = 2  # that each command is left
+    digest: Callable[[Sequence["Outcome"]], str] | None = None  # of what its commands found
 
 
 @dataclass(frozen=True)
@@ -93,19 +96,35 @@ def build(out: Path, dry: bool) -> Stage:
     )
 
 
+def smoke(out: Path, dry: bool) -> Stage:
+    """A process for each backend, op and dtype: a kernel that ends its process takes no verdict from the others."""
+    expected, commands = verdicts.places(), {}
+    for backend, op, dtype, _ in expected:
+        command = [*PYTHON, "-m", "gpu.smoke", "--backend", backend, "--op", op]
+        if dry:  # one for all dtypes, as most of the time goes into importing torch
+            commands[f"{backend} {op}"] = [*command, "--dry"]
+        else:
+            commands[f"{backend} {op} {dtype}"] = [*command, "--dtype", dtype]
+
+    def digest(outcomes: Sequence[Outcome]) -> str:
+        return verdicts.table(verdicts.read(outcome.log for outcome in outcomes), expected)
+
+    return Stage("smoke", commands, 120 if dry else 55, HELPERS | FEW_THREADS, cores=1, digest=digest)
+
+
 def tests(out: Path, dry: bool) -> Stage:
     """A process for each file, but for Triton's tests, which are shared out."""
     pytest = [*PYTHON, "-m", "pytest", "-q", "-m", "gpu"]
     if dry:
         files = ["tests/gpu/test_device.py"]
-        return Stage("tests", {file: [*pytest, file] for file in files}, 160)
+        return Stage("tests", {file: [*pytest, file] for file in files}, 105)
     folders = [f"tests/{folder}" for folder in TESTED]
     files = sorted(str(file.relative_to(ROOT)) for folder in folders for file in (ROOT / folder).glob("test_*.py"))
     commands = {file: [*pytest, "-k", "not triton", file] for file in files}
     commands |= {
         f"triton {i} of {SHARES}": [*pytest, "-k", "triton", "--share", f"{i}/{SHARES}", *folders] for i in range(1, SHARES + 1)
     }
-    return Stage("tests", commands, 160, FEW_THREADS, cores=1)
+    return Stage("tests", commands, 105, FEW_THREADS, cores=1)
 
 
 def figures(out: Path, dry: bool) -> Stage:
@@ -115,7 +134,8 @@ def figures(out: Path, dry: bool) -> Stage:
     rehearsal = [*PYTHON, "-c", EMULATED, "benchmarks", "--tiny", "--device", "cpu"]
     most = ["--backend", "cuda,triton", "--only", "ops,floors,attention,families,overhead,scaling", "--out", str(out)]
     models = ["--backend", "cuda", "--only", "models", "--out", str(out / "models.json")]  # minutes, where interpreted
-    return Stage("figures", {"figures": rehearsal + most, "figures of models": rehearsal + models}, 235, HELPERS)
+    commands = {"figures": rehearsal + most, "figures of models": rehearsal + models}
+    return Stage("figures", commands, 235, HELPERS | FEW_THREADS, cores=1)
 
 
 def sanitizer(out: Path, dry: bool) -> Stage:
@@ -125,7 +145,7 @@ def sanitizer(out: Path, dry: bool) -> Stage:
     return Stage("sanitizer", sanitizers(), 85, {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"})
 
 
-STAGES = {"build": build, "tests": tests, "figures": figures, "sanitizer": sanitizer}  # in this order
+STAGES = {"build": build, "smoke": smoke, "tests": tests, "figures": figures, "sanitizer": sanitizer}  # in this order
 
 
 def stages(out: Path, dry: bool, names: Sequence[str] = tuple(STAGES)) -> list[Stage]:
@@ -134,14 +154,14 @@ def stages(out: Path, dry: bool, names: Sequence[str] = tuple(STAGES)) -> list[S
 
 
 def choose(text: str) -> list[str]:
-    """The stages of a list with commas between; refused where nothing builds the module."""
+    """The stages of a list with commas between, where "tests" begins with "smoke"; refused where nothing builds the module."""
     names = text.split(",")
     if unknown := [name for name in names if name not in STAGES]:
         raise SystemExit(f"--stages: unknown {', '.join(map(repr, unknown))}, expected some of {','.join(STAGES)}")
     module = [ROOT / "lada_kernels" / f"_native{suffix}" for suffix in importlib.machinery.EXTENSION_SUFFIXES]
     if "build" not in names and not any(file.exists() for file in module):
         raise SystemExit(f"--stages {text}: {module[0]} is not built yet: ask for build,{text}")
-    return names
+    return names + ["smoke"] * ("tests" in names)
 
 
 def architecture(dry: bool) -> str | None:
@@ -188,14 +208,15 @@ def run_stage(stage: Stage, out: Path, environment: dict[str, str]) -> list[Outc
 
     with ThreadPoolExecutor(max(1, len(os.sched_getaffinity(0)) // stage.cores)) as pool:
         outcomes = list(pool.map(outcome, stage.commands))
-    text = "\n".join(f"{outcome}\n{outcome.log}" for outcome in outcomes)
-    (out / f"gpu-{stage.name}.log").write_text(text)
+    texts = [stage.digest(outcomes) + "\n"] if stage.digest else []
+    texts += [f"{outcome}\n{outcome.log}" for outcome in outcomes]
+    (out / f"gpu-{stage.name}.log").write_text("\n".join(texts))
     return outcomes
 
 
 def summary(results: list[tuple[Stage, list[Outcome], float]]) -> str:
-    """A line for each stage: its state, the worst of its commands', and seconds."""
-    lines = []
+    """The digests, and a line for each stage: its state, the worst of its commands', and seconds."""
+    lines = [stage.digest(outcomes) + "\n" for stage, outcomes, _ in results if stage.digest]
     for stage, outcomes, seconds in results:
         states = [outcome.state for outcome in sorted(outcomes, key=lambda outcome: outcome.passed)]
         state = next((state for state in states if state != "passed"), "passed")
@@ -234,7 +255,9 @@ def main() -> int:
         stage = dataclasses.replace(stage, limit=end - begin)
         print(f"{stage.name}, at most {stage.limit:.0f} s", flush=True)
         outcomes = run_stage(stage, out, environment)
-        print(*(f"  {outcome}" for outcome in outcomes), sep="\n", flush=True)
+        if stage.digest:  # at once, should the rest be cut off
+            print(stage.digest(outcomes))
+        print(*(f"  {outcome}" for outcome in outcomes if not (stage.digest and outcome.passed)), sep="\n", flush=True)
         results.append((stage, outcomes, time.monotonic() - begin))
     print(f"\n{summary(results)}\n\n{headlines(out, since)}")
     return int(not all(outcome.passed for _, outcomes, _ in results for outcome in outcomes))

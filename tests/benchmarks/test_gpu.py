@@ -1,5 +1,6 @@
 """`make gpu` loses nothing of one stage when another fails."""
 
+import dataclasses
 import importlib.machinery
 import os
 import re
@@ -60,10 +61,10 @@ def test_what_runs_out_of_time_takes_along_what_it_has_started(tmp_path):
 @pytest.mark.parametrize("dry", [True, False])
 def test_stages(tmp_path, dry, monkeypatch):
     monkeypatch.setattr(gpu, "architecture", lambda dry: "90")
-    build, tests, figures, sanitizer = gpu.stages(tmp_path, dry)
-    assert [stage.name for stage in (build, tests, figures, sanitizer)] == list(gpu.STAGES)
+    build, smoke, tests, figures, sanitizer = gpu.stages(tmp_path, dry)
+    assert [stage.name for stage in (build, smoke, tests, figures, sanitizer)] == list(gpu.STAGES)
     # 10 s for Python's start, the device's architecture and the headlines.
-    assert dry or build.limit + tests.limit <= 260 - 10
+    assert dry or build.limit + smoke.limit + tests.limit <= 260 - 10
     assert dry or figures.limit + sanitizer.limit <= 330 - 10
     assert build.environment == {"LADA_CUDA_ARCHS": os.environ.get("LADA_CUDA_ARCHS", "90")}
     assert all(
@@ -109,21 +110,38 @@ def built(tmp_path, monkeypatch):
 
 def test_the_stages_that_are_asked_for(built, tmp_path):
     assert [stage.name for stage in gpu.stages(tmp_path, False, gpu.choose("sanitizer,figures"))] == ["figures", "sanitizer"]
-    assert gpu.choose(",".join(gpu.STAGES)) == ["build", "tests", "figures", "sanitizer"]
-    with pytest.raises(SystemExit, match="unknown 'tets', '', expected some of build,tests,figures,sanitizer"):
+    assert [stage.name for stage in gpu.stages(tmp_path, False, gpu.choose("tests"))] == ["smoke", "tests"]
+    assert gpu.choose(",".join(gpu.STAGES))[:5] == ["build", "smoke", "tests", "figures", "sanitizer"]
+    with pytest.raises(SystemExit, match="unknown 'tets', '', expected some of build,smoke,tests,figures,sanitizer"):
         gpu.choose("build,tets,")
 
 
 def test_without_a_build_one_is_asked_for(built):
     built.rename(built.with_name("_native.cpython-27-vax.so"))
-    with pytest.raises(SystemExit, match=f"{re.escape(str(built))} is not built yet: ask for build,tests,figures"):
-        gpu.choose("tests,figures")
+    with pytest.raises(SystemExit, match=f"{re.escape(str(built))} is not built yet: ask for build,smoke,figures"):
+        gpu.choose("smoke,figures")
     assert gpu.choose("build,figures") == ["build", "figures"]
 
 
 def test_what_has_no_time_left_is_not_begun(tmp_path):
     outcomes = gpu.run_stage(stage(limit=-1, late="print('begun')"), tmp_path, dict(os.environ))
     assert [(outcome.state, outcome.log) for outcome in outcomes] == [("out of time", "")]
+
+
+def test_the_table_comes_first(tmp_path, monkeypatch, capsys):
+    some = dataclasses.replace(
+        stage(good="print('fine')", bad="print('wrong'); exit(1)"), digest=lambda outcomes: f"a table of {len(outcomes)}"
+    )
+    monkeypatch.setattr(gpu, "stages", lambda out, dry, names: [some])
+    monkeypatch.setattr(sys, "argv", ["gpu", "--out", str(tmp_path), "--stages", "build"])
+    assert gpu.main() == 1
+    head, at_once, bad, _, again, *_ = capsys.readouterr().out.splitlines()
+    assert head == "some, at most 60 s"
+    assert at_once == again == "a table of 2"
+    assert bad.split()[:3] == ["bad", "failed", "(1)"]
+    log = (tmp_path / "gpu-some.log").read_text()
+    assert log.startswith("a table of 2\n")
+    assert "wrong" in log
 
 
 def test_the_end_says_what_became_of_every_stage(tmp_path):

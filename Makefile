@@ -8,6 +8,7 @@ BENCH_ARGS ?=
 RUN ?= runs/digits
 OUT ?= benchmarks/results
 DRY ?=
+STAGES ?=
 # A warning in a CUDA kernel is an error here, though not where users build.
 NVCC_FLAGS ?= -Werror all-warnings
 
@@ -27,8 +28,9 @@ help:
 	@echo "make lint    ruff: rules and format"
 	@echo "make build   compile the kernels into this checkout"
 	@echo "make bench   time every suite by pytest-benchmark, on a machine with nothing else to do"
-	@echo "make gpu     with PYTHON as it is, nothing fetched: build, run the GPU's tests, take its figures into OUT=$(OUT);"
-	@echo "             DRY=1 rehearses all of it without a GPU"
+	@echo "make gpu     with PYTHON as it is, nothing fetched: build, judge each kernel, run the GPU's tests, take its figures"
+	@echo "             into OUT=$(OUT); STAGES=build,tests or STAGES=figures,sanitizer for half of it;"
+	@echo "             DRY=1 rehearses without a GPU"
 	@echo "make clean   delete what was built; $(VENV) and runs/ stay"
 	@echo
 	@echo "PYTHON=$(PYTHON)          the interpreter that $(VENV) is made with, 3.10 or later"
@@ -62,7 +64,7 @@ bench: $(BUILT)
 	$(BIN)/python -m pytest benchmarks/ --benchmark-only $(BENCH_ARGS)
 
 gpu:
-	$(PYTHON) -m benchmarks.gpu --out $(OUT) $(if $(DRY),--dry)
+	$(PYTHON) -m benchmarks.gpu --out $(OUT) $(if $(STAGES),--stages $(STAGES)) $(if $(DRY),--dry)
 
 # compat puts the checkout on sys.path; the other editable mode also answers for copies of the package found elsewhere.
 $(BUILT): $(INSTALLED) $(SOURCES)

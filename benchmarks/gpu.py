@@ -1,6 +1,9 @@
-"""Turn a GPU into evidence: build in place, run the tests marked `gpu`, take the figures, let compute-sanitizer watch.
+"""Turn a GPU into evidence: build in place, judge every kernel, run the tests marked `gpu`, take figures, have them watched.
 
-    python -m benchmarks.gpu [--out benchmarks/results] [--dry]
+    python -m benchmarks.gpu [--stages build,tests] [--out benchmarks/results] [--dry]
+
+The stages: build; smoke, which makes a table of the backends, ops, dtypes and orders that are right; tests, which begins with
+smoke; figures; sanitizer. build and tests take 260 s at most, figures and sanitizer 330 s, for a GPU that is lent for minutes.
 
 Nothing is fetched. Every stage has its own time limit, to which comes what those before it left, and its log in `--out`; one
 that fails takes nothing from the others. What a rehearsal writes lies in the folder `dry` of that.
@@ -8,6 +11,7 @@ that fails takes nothing from the others. What a rehearsal writes lies in the fo
 
 import argparse
 import dataclasses
+import importlib.machinery
 import os
 import shutil
 import signal
@@ -15,9 +19,12 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
+
+from benchmarks import verdicts
 
 ROOT = Path(__file__).parent.parent
 PYTHON = [sys.executable]
@@ -38,6 +45,10 @@ del sys.argv[0]
 runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
 """
 NOTHING_FOR_A_GPU, NOT_RUN = 5, 77  # pytest's status, and ours
+TESTED = ("gpu", "ops")  # the folders of tests with tests marked `gpu`
+SHARES = 16  # of Triton's tests, whose time goes into compiling kernels
+FEW_THREADS = {"OMP_NUM_THREADS": "2"}  # where every core has a process
+HELPERS = {"PYTHONPATH": os.pathsep.join([str(ROOT / "tests"), *os.environ.get("PYTHONPATH", "").split(os.pathsep)])}
 
 
 @dataclass(frozen=True)
@@ -48,6 +59,8 @@ class Stage:
     commands: dict[str, list[str]]  # by label
     limit: float
     environment: dict[str, str] = field(default_factory=dict)  # beside everybody's
+    cores: int = 2  # that each command is left
+    digest: Callable[[Sequence["Outcome"]], str] | None = None  # of what its commands found
 
 
 @dataclass(frozen=True)
@@ -73,35 +86,82 @@ class Outcome:
         return f"{self.label:<36} {self.state:<12} {self.seconds:6.1f} s  {last}"
 
 
-def stages(out: Path, dry: bool) -> list[Stage]:
-    """The most valuable first."""
-    emulated = [*PYTHON, "-c", EMULATED]
-    figures = {"figures": [*PYTHON, "-m", "benchmarks", "--device", "cuda", "--out", str(out)]}
-    files = sorted((ROOT / "tests").glob("*/test_*.py"))
-    if dry:
-        rehearsal = [*emulated, "benchmarks", "--tiny", "--device", "cpu"]
-        most = ["--backend", "cuda,triton", "--only", "ops,floors,attention,families,overhead,scaling", "--out", str(out)]
-        models = ["--backend", "cuda", "--only", "models", "--out", str(out / "models.json")]  # minutes, where interpreted
-        figures = {"figures": rehearsal + most, "figures of models": rehearsal + models}
-        files = [ROOT / "tests/gpu/test_device.py"]
-    tests = {str(file.relative_to(ROOT)): [*PYTHON, "-m", "pytest", "-q", "-m", "gpu", str(file)] for file in files}
-    helpers = {"PYTHONPATH": os.pathsep.join([str(ROOT / "tests"), *os.environ.get("PYTHONPATH", "").split(os.pathsep)])}
-    # Every tensor gets memory of its own: in a block that torch keeps, nothing is out of bounds or uninitialised.
-    alone = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
-    watched = {"emulated": [*emulated, "benchmarks.sanitized"]} if dry else sanitizers()
+def build(out: Path, dry: bool) -> Stage:
     architectures = os.environ.get("LADA_CUDA_ARCHS", architecture(dry))
-    return [
-        Stage(
-            "build",
-            {"build": [*PYTHON, "setup.py", "build_ext", "--inplace"]},
-            300 if dry else 110,  # on two cores, and on a GPU's many
-            {"LADA_CUDA_ARCHS": architectures} if architectures else {},
-        ),
-        # A process for each file: most of the time goes into compiling kernels.
-        Stage("tests", tests, 190),
-        Stage("figures", figures, 200, helpers if dry else {}),
-        Stage("sanitizer", watched, 85, helpers if dry else alone),
-    ]
+    return Stage(
+        "build",
+        {"build": [*PYTHON, "setup.py", "build_ext", "--inplace"]},
+        300 if dry else 90,  # on two cores, and on a GPU's many
+        {"LADA_CUDA_ARCHS": architectures} if architectures else {},
+    )
+
+
+def smoke(out: Path, dry: bool) -> Stage:
+    """A process for each backend, op and dtype: a kernel that ends its process takes no verdict from the others."""
+    expected, commands = verdicts.places(), {}
+    for backend, op, dtype, _ in expected:
+        command = [*PYTHON, "-m", "gpu.smoke", "--backend", backend, "--op", op]
+        if dry:  # one for all dtypes, as most of the time goes into importing torch
+            commands[f"{backend} {op}"] = [*command, "--dry"]
+        else:
+            commands[f"{backend} {op} {dtype}"] = [*command, "--dtype", dtype]
+
+    def digest(outcomes: Sequence[Outcome]) -> str:
+        return verdicts.table(verdicts.read(outcome.log for outcome in outcomes), expected)
+
+    return Stage("smoke", commands, 120 if dry else 55, HELPERS | FEW_THREADS, cores=1, digest=digest)
+
+
+def tests(out: Path, dry: bool) -> Stage:
+    """A process for each file, but for Triton's tests, which are shared out."""
+    pytest = [*PYTHON, "-m", "pytest", "-q", "-m", "gpu"]
+    if dry:
+        files = ["tests/gpu/test_device.py"]
+        return Stage("tests", {file: [*pytest, file] for file in files}, 105)
+    folders = [f"tests/{folder}" for folder in TESTED]
+    files = sorted(str(file.relative_to(ROOT)) for folder in folders for file in (ROOT / folder).glob("test_*.py"))
+    commands = {file: [*pytest, "-k", "not triton", file] for file in files}
+    commands |= {
+        f"triton {i} of {SHARES}": [*pytest, "-k", "triton", "--share", f"{i}/{SHARES}", *folders] for i in range(1, SHARES + 1)
+    }
+    return Stage("tests", commands, 105, FEW_THREADS, cores=1)
+
+
+def figures(out: Path, dry: bool) -> Stage:
+    run = [*PYTHON, "-m", "benchmarks", "--device", "cuda", "--out", str(out)]
+    if not dry:
+        return Stage("figures", {"figures": run}, 235)
+    rehearsal = [*PYTHON, "-c", EMULATED, "benchmarks", "--tiny", "--device", "cpu"]
+    most = ["--backend", "cuda,triton", "--only", "ops,floors,attention,families,overhead,scaling", "--out", str(out)]
+    models = ["--backend", "cuda", "--only", "models", "--out", str(out / "models.json")]  # minutes, where interpreted
+    commands = {"figures": rehearsal + most, "figures of models": rehearsal + models}
+    return Stage("figures", commands, 235, HELPERS | FEW_THREADS, cores=1)
+
+
+def sanitizer(out: Path, dry: bool) -> Stage:
+    if dry:
+        return Stage("sanitizer", {"emulated": [*PYTHON, "-c", EMULATED, "benchmarks.sanitized"]}, 85, HELPERS)
+    # Every tensor gets memory of its own: in a block that torch keeps, nothing is out of bounds or uninitialised.
+    return Stage("sanitizer", sanitizers(), 85, {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"})
+
+
+STAGES = {"build": build, "smoke": smoke, "tests": tests, "figures": figures, "sanitizer": sanitizer}  # in this order
+
+
+def stages(out: Path, dry: bool, names: Sequence[str] = tuple(STAGES)) -> list[Stage]:
+    """Those of these names."""
+    return [make(out, dry) for name, make in STAGES.items() if name in names]
+
+
+def choose(text: str) -> list[str]:
+    """The stages of a list with commas between, where "tests" begins with "smoke"; refused where nothing builds the module."""
+    names = text.split(",")
+    if unknown := [name for name in names if name not in STAGES]:
+        raise SystemExit(f"--stages: unknown {', '.join(map(repr, unknown))}, expected some of {','.join(STAGES)}")
+    module = [ROOT / "lada_kernels" / f"_native{suffix}" for suffix in importlib.machinery.EXTENSION_SUFFIXES]
+    if "build" not in names and not any(file.exists() for file in module):
+        raise SystemExit(f"--stages {text}: {module[0]} is not built yet: ask for build,{text}")
+    return names + ["smoke"] * ("tests" in names)
 
 
 def architecture(dry: bool) -> str | None:
@@ -127,16 +187,18 @@ def sanitizers() -> dict[str, list[str]]:
 
 
 def run_stage(stage: Stage, out: Path, environment: dict[str, str]) -> list[Outcome]:
-    """All commands of a stage, as many at a time as leave each two cores; their logs as one file."""
+    """All commands of a stage, as many at a time as leave each its cores; their logs as one file."""
     end = time.monotonic() + stage.limit
 
     def outcome(label: str) -> Outcome:
         begin = time.monotonic()
+        if begin >= end:
+            return Outcome(label, None, 0.0, "")
         with tempfile.TemporaryFile("w+", errors="replace") as log:
             try:
                 options = {"cwd": ROOT, "env": environment | stage.environment, "start_new_session": True}
                 process = subprocess.Popen(stage.commands[label], stdout=log, stderr=subprocess.STDOUT, **options)
-                status = process.wait(max(1, end - begin))
+                status = process.wait(end - begin)
             except subprocess.TimeoutExpired:
                 os.killpg(process.pid, signal.SIGKILL)  # what it has started, compilers for one, too
                 process.wait()
@@ -144,16 +206,17 @@ def run_stage(stage: Stage, out: Path, environment: dict[str, str]) -> list[Outc
             log.seek(0)
             return Outcome(label, status, time.monotonic() - begin, log.read())
 
-    with ThreadPoolExecutor(max(1, len(os.sched_getaffinity(0)) // 2)) as pool:
+    with ThreadPoolExecutor(max(1, len(os.sched_getaffinity(0)) // stage.cores)) as pool:
         outcomes = list(pool.map(outcome, stage.commands))
-    text = "\n".join(f"{outcome}\n{outcome.log}" for outcome in outcomes if outcome.status != NOTHING_FOR_A_GPU)
-    (out / f"gpu-{stage.name}.log").write_text(text)
+    texts = [stage.digest(outcomes) + "\n"] if stage.digest else []
+    texts += [f"{outcome}\n{outcome.log}" for outcome in outcomes]
+    (out / f"gpu-{stage.name}.log").write_text("\n".join(texts))
     return outcomes
 
 
 def summary(results: list[tuple[Stage, list[Outcome], float]]) -> str:
-    """A line for each stage: its state, the worst of its commands', and seconds."""
-    lines = []
+    """The digests, and a line for each stage: its state, the worst of its commands', and seconds."""
+    lines = [stage.digest(outcomes) + "\n" for stage, outcomes, _ in results if stage.digest]
     for stage, outcomes, seconds in results:
         states = [outcome.state for outcome in sorted(outcomes, key=lambda outcome: outcome.passed)]
         state = next((state for state in states if state != "passed"), "passed")
@@ -176,21 +239,25 @@ def main() -> int:
         prog="python -m benchmarks.gpu", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"), help="for results and logs (%(default)s)")
+    parser.add_argument("--stages", default=",".join(STAGES), help="which, with commas between (%(default)s)")
     parser.add_argument("--dry", action="store_true", help="rehearse without a GPU: kernels interpreted, the smallest sizes")
     options = parser.parse_args()
+    names = choose(options.stages)
     out = options.out.absolute() / ("dry" if options.dry else "")
     out.mkdir(parents=True, exist_ok=True)
     # Threads that wait asleep: where others compute too, spinning ones slow the many small calls of a rehearsal down tenfold.
     dry = {"TRITON_INTERPRET": "1", "OMP_WAIT_POLICY": "passive"} if options.dry else {}
     environment = os.environ | {"PYTHONUNBUFFERED": "1"} | dry
     results, since, end = [], time.time(), time.monotonic()
-    for stage in stages(out, options.dry):
+    for stage in stages(out, options.dry, names):
         end += stage.limit
         begin = time.monotonic()
         stage = dataclasses.replace(stage, limit=end - begin)
         print(f"{stage.name}, at most {stage.limit:.0f} s", flush=True)
         outcomes = run_stage(stage, out, environment)
-        print(*(f"  {outcome}" for outcome in outcomes if outcome.status != NOTHING_FOR_A_GPU), sep="\n", flush=True)
+        if stage.digest:  # at once, should the rest be cut off
+            print(stage.digest(outcomes))
+        print(*(f"  {outcome}" for outcome in outcomes if not (stage.digest and outcome.passed)), sep="\n", flush=True)
         results.append((stage, outcomes, time.monotonic() - begin))
     print(f"\n{summary(results)}\n\n{headlines(out, since)}")
     return int(not all(outcome.passed for _, outcomes, _ in results for outcome in outcomes))

@@ -1,6 +1,7 @@
 import importlib.util
 import os
 
+import pytest
 import torch
 from ptx import build as ptx
 
@@ -28,3 +29,13 @@ def _round_to_bfloat16() -> None:
 
 if os.environ.get("TRITON_INTERPRET") == "1" and importlib.util.find_spec("triton"):
     _round_to_bfloat16()
+
+
+def pytest_addoption(parser):
+    parser.addoption("--share", default="1/1", help="I/N: of the tests that are left, every N-th from the I-th on")
+
+
+@pytest.hookimpl(trylast=True)  # once -k and -m have chosen
+def pytest_collection_modifyitems(config, items):
+    first, every = map(int, config.getoption("share").split("/"))
+    items[:] = items[first - 1 :: every]

@@ -1,6 +1,9 @@
 """What every op is judged by: shapes, dtypes, layouts, the independent truth in float64, and the one table of tolerances."""
 
-from collections.abc import Callable, Sequence
+import math
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -68,30 +71,43 @@ def relative_error(out: Tensor, truth: Tensor) -> float:
     return ((out.double() - truth).norm() / truth.norm()).item()
 
 
-def assert_accurate(
-    out: Tensor, truth: Tensor, label: str = "", *, roundings: int = 1, condition: float = 0.0, floor: float = 0.0
-) -> None:
-    """Hold `out` against the float64 `truth`, by norm and by element, at the tolerance of its dtype.
+def errors(
+    out: Tensor, truth: Tensor, *, roundings: int = 1, condition: float = 0.0, floor: float = 0.0
+) -> tuple[Tensor, Tensor]:
+    """How far `out` is from the float64 `truth`, in units of what is allowed: its rms error, and each element's.
 
     `roundings`: how often a value was rounded to its dtype on the way. `condition`: by how much the problem magnifies a
     relative error in what it accumulates (see `Op.condition`). `floor`: the size of terms that cancel where the truth is
     zero, as with softmax over one token.
     """
+    tolerance = TOLERANCES[out.dtype]
+    extra = 4 * condition * roundoff(accumulation(out.dtype))  # α enters a second gradient up to three times
+    absolute = 32 * floor * roundoff(accumulation(out.dtype)) + torch.finfo(out.dtype).smallest_normal * roundoff(out.dtype)
+    error, rms = (out.double() - truth).abs(), truth.square().mean().sqrt()
+    row_rms = truth.square().mean(-1, keepdim=True).sqrt().clamp_min(rms)
+    whole = (roundings * tolerance.norm + extra) * rms + absolute
+    each = (roundings * tolerance.element + 10 * extra) * (truth.abs() + row_rms) + 8 * absolute
+    ratios = error.square().mean().sqrt() / whole.clamp_min(1e-300), error / each.clamp_min(1e-300)
+    return tuple(ratio.nan_to_num(math.inf, math.inf) for ratio in ratios)
+
+
+def worst_error(out: Tensor, truth: Tensor, **bounds: Any) -> float:
+    """The larger of `errors`, by norm and by element: right is at most 1."""
+    return max(ratio.max().item() for ratio in errors(out.detach(), truth.double(), **bounds)) if out.numel() else 0.0
+
+
+def assert_accurate(out: Tensor, truth: Tensor, label: str = "", **bounds: Any) -> None:
+    """Hold `out` against the float64 `truth`, by norm and by element, at the tolerance of its dtype; `bounds`: see `errors`."""
     truth = truth.double()
     assert out.shape == truth.shape, f"{label}: shape {list(out.shape)}, expected {list(truth.shape)}"
     if out.numel() == 0:
         return
-    out_wide, tolerance = out.detach().double(), TOLERANCES[out.dtype]
-    assert out_wide.isfinite().all(), f"{label}: {int((~out_wide.isfinite()).sum())} of {out.numel()} values are not finite"
-    extra = 4 * condition * roundoff(accumulation(out.dtype))  # α enters a second gradient up to three times
-    absolute = 32 * floor * roundoff(accumulation(out.dtype)) + torch.finfo(out.dtype).smallest_normal * roundoff(out.dtype)
-    error, rms = (out_wide - truth).abs(), truth.square().mean().sqrt()
-    row_rms = truth.square().mean(-1, keepdim=True).sqrt().clamp_min(rms)
-    bound = (roundings * tolerance.norm + extra) * rms + absolute
-    measured = error.square().mean().sqrt()
-    assert measured <= bound, f"{label}: rms error {measured:.3g} above {bound:.3g} (rms of the truth {rms:.3g})"
-    worst = error / ((roundings * tolerance.element + 10 * extra) * (truth.abs() + row_rms) + 8 * absolute).clamp_min(1e-300)
-    assert worst.max() <= 1, f"{label}: an element off by {worst.max():.3g} times its bound at {_where(worst)}"
+    out = out.detach()
+    assert out.isfinite().all(), f"{label}: {int((~out.isfinite()).sum())} of {out.numel()} values are not finite"
+    whole, each = errors(out, truth, **bounds)
+    rms = truth.square().mean().sqrt()
+    assert whole <= 1, f"{label}: an rms error of {whole:.3g} times its bound (rms of the truth {rms:.3g})"
+    assert each.max() <= 1, f"{label}: an element off by {each.max():.3g} times its bound at {_where(each)}"
 
 
 def _where(worst: Tensor) -> list[int]:
@@ -244,6 +260,22 @@ NORM = Op("modulated_layer_norm", ("x", "gamma", "beta"), ("tokens", "row", "row
 OPS = (POOL, GATE, ATTENTION, NORM)
 
 
+@contextmanager
+def poisoned() -> Iterator[None]:
+    """Every tensor starts as NaN, so that an element that no kernel writes is seen."""
+    # What torch asks for before it multiplies matrices on a GPU in this mode.
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    fill = torch.utils.deterministic.fill_uninitialized_memory
+    torch.use_deterministic_algorithms(True)
+    torch.utils.deterministic.fill_uninitialized_memory = True
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+        torch.utils.deterministic.fill_uninitialized_memory = fill
+
+
 def noise(shape: Sequence[int], seed: int, dtype: torch.dtype = torch.float64, device: str = "cpu") -> Tensor:
     """Standard normal numbers: the same for a seed on every device and, up to rounding, in every dtype."""
     generator = torch.Generator().manual_seed(seed)
@@ -279,15 +311,26 @@ def doubles(tensors: Sequence[Tensor]) -> list[Tensor]:
     return [x.detach().double().cpu().contiguous().requires_grad_() for x in tensors]
 
 
+ORDERS = ("forward", "backward", "double backward")
+
+
+def each_order(
+    function: Callable[..., Tensor], inputs: Sequence[Tensor], grad: Tensor, cotangents: Sequence[Tensor]
+) -> Iterator[dict[str, Tensor]]:
+    """What each of ORDERS gives, one after the other: the value; the gradient of every input; the second gradients."""
+    value = function(*inputs)
+    yield {"value": value}
+    first = torch.autograd.grad(value, inputs, grad, create_graph=True)
+    yield {f"first {i}": x for i, x in enumerate(first)}
+    second = torch.autograd.grad(first, [grad, *inputs], cotangents, allow_unused=True, materialize_grads=True)
+    yield {"second of grad": second[0], **{f"second {i}": x for i, x in enumerate(second[1:])}}
+
+
 def three_orders(
     function: Callable[..., Tensor], inputs: Sequence[Tensor], grad: Tensor, cotangents: Sequence[Tensor]
 ) -> dict[str, Tensor]:
     """The value, the gradient of every input, and the second gradients of `grad` and every input, by label."""
-    value = function(*inputs)
-    first = torch.autograd.grad(value, inputs, grad, create_graph=True)
-    second = torch.autograd.grad(first, [grad, *inputs], cotangents, allow_unused=True, materialize_grads=True)
-    results = {"value": value, **{f"first {i}": x for i, x in enumerate(first)}}
-    return results | {"second of grad": second[0], **{f"second {i}": x for i, x in enumerate(second[1:])}}
+    return {label: x for results in each_order(function, inputs, grad, cotangents) for label, x in results.items()}
 
 
 def true_orders(

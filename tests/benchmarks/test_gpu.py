@@ -1,10 +1,15 @@
 """`make gpu` loses nothing of one stage when another fails."""
 
+import dataclasses
+import importlib.machinery
 import os
+import re
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
+import conftest
 import pytest
 
 from benchmarks import gpu, record
@@ -29,7 +34,7 @@ def test_what_fails_takes_nothing_from_the_others(tmp_path):
     log = (tmp_path / "gpu-some.log").read_text()
     assert "12 passed" in log
     assert "why" in log
-    assert "nothing for a GPU" not in log
+    assert "nothing for a GPU" in log
 
 
 def test_what_runs_out_of_time_keeps_its_log(tmp_path):
@@ -56,15 +61,87 @@ def test_what_runs_out_of_time_takes_along_what_it_has_started(tmp_path):
 @pytest.mark.parametrize("dry", [True, False])
 def test_stages(tmp_path, dry, monkeypatch):
     monkeypatch.setattr(gpu, "architecture", lambda dry: "90")
-    build, tests, figures, sanitizer = gpu.stages(tmp_path, dry)
-    assert dry or build.limit + tests.limit + figures.limit + sanitizer.limit < 600
+    build, smoke, tests, figures, sanitizer = gpu.stages(tmp_path, dry)
+    assert [stage.name for stage in (build, smoke, tests, figures, sanitizer)] == list(gpu.STAGES)
+    # 10 s for Python's start, the device's architecture and the headlines.
+    assert dry or build.limit + smoke.limit + tests.limit <= 260 - 10
+    assert dry or figures.limit + sanitizer.limit <= 330 - 10
     assert build.environment == {"LADA_CUDA_ARCHS": os.environ.get("LADA_CUDA_ARCHS", "90")}
-    assert all((gpu.ROOT / label).exists() for label in tests.commands)
+    assert all(
+        (gpu.ROOT / file).exists() for command in tests.commands.values() for file in command if file.startswith("tests")
+    )
     assert all(("--tiny" in command) == dry for command in figures.commands.values())
     assert all("benchmarks" in command for command in figures.commands.values())
     ran = ",".join(command[command.index("--only") + 1] if dry else ",".join(SUITES) for command in figures.commands.values())
     assert set(ran.split(",")) == set(SUITES)
     assert all("benchmarks.sanitized" in command for command in sanitizer.commands.values() if "-m" in command or dry)
+
+
+def test_every_test_for_a_gpu_is_run_by_one_command(tmp_path):
+    (tests,) = gpu.stages(tmp_path, False, ["tests"])
+    commands = list(tests.commands.values())
+    files = {f"tests/{folder}/{file.name}" for folder in gpu.TESTED for file in (gpu.ROOT / "tests" / folder).glob("test_*.py")}
+    others = [command for command in commands if "not triton" in command]
+    assert {command[-1] for command in others} == files
+    assert len(others) == len(files)
+    shares = [command for command in commands if "triton" in command]
+    assert [command[command.index("--share") + 1] for command in shares] == [f"{i + 1}/16" for i in range(16)]
+    assert len(others) + len(shares) == len(commands)
+
+
+def test_shares_are_all_of_the_tests_once():
+    shares = []
+    for i in range(1, 4):
+        items = list(range(10))
+        conftest.pytest_collection_modifyitems(SimpleNamespace(getoption={"share": f"{i}/3"}.get), items)
+        shares.append(items)
+    assert shares == [[0, 3, 6, 9], [1, 4, 7], [2, 5, 8]]
+
+
+@pytest.fixture
+def built(tmp_path, monkeypatch):
+    """The compiled module in the place of the checkout's."""
+    monkeypatch.setattr(gpu, "ROOT", tmp_path)
+    module = tmp_path / "lada_kernels" / f"_native{importlib.machinery.EXTENSION_SUFFIXES[0]}"
+    module.parent.mkdir()
+    module.touch()
+    return module
+
+
+def test_the_stages_that_are_asked_for(built, tmp_path):
+    assert [stage.name for stage in gpu.stages(tmp_path, False, gpu.choose("sanitizer,figures"))] == ["figures", "sanitizer"]
+    assert [stage.name for stage in gpu.stages(tmp_path, False, gpu.choose("tests"))] == ["smoke", "tests"]
+    assert gpu.choose(",".join(gpu.STAGES))[:5] == ["build", "smoke", "tests", "figures", "sanitizer"]
+    with pytest.raises(SystemExit, match="unknown 'tets', '', expected some of build,smoke,tests,figures,sanitizer"):
+        gpu.choose("build,tets,")
+
+
+def test_without_a_build_one_is_asked_for(built):
+    built.rename(built.with_name("_native.cpython-27-vax.so"))
+    with pytest.raises(SystemExit, match=f"{re.escape(str(built))} is not built yet: ask for build,smoke,figures"):
+        gpu.choose("smoke,figures")
+    assert gpu.choose("build,figures") == ["build", "figures"]
+
+
+def test_what_has_no_time_left_is_not_begun(tmp_path):
+    outcomes = gpu.run_stage(stage(limit=-1, late="print('begun')"), tmp_path, dict(os.environ))
+    assert [(outcome.state, outcome.log) for outcome in outcomes] == [("out of time", "")]
+
+
+def test_the_table_comes_first(tmp_path, monkeypatch, capsys):
+    some = dataclasses.replace(
+        stage(good="print('fine')", bad="print('wrong'); exit(1)"), digest=lambda outcomes: f"a table of {len(outcomes)}"
+    )
+    monkeypatch.setattr(gpu, "stages", lambda out, dry, names: [some])
+    monkeypatch.setattr(sys, "argv", ["gpu", "--out", str(tmp_path), "--stages", "build"])
+    assert gpu.main() == 1
+    head, at_once, bad, _, again, *_ = capsys.readouterr().out.splitlines()
+    assert head == "some, at most 60 s"
+    assert at_once == again == "a table of 2"
+    assert bad.split()[:3] == ["bad", "failed", "(1)"]
+    log = (tmp_path / "gpu-some.log").read_text()
+    assert log.startswith("a table of 2\n")
+    assert "wrong" in log
 
 
 def test_the_end_says_what_became_of_every_stage(tmp_path):
@@ -105,7 +182,7 @@ def test_the_end_quotes_what_was_found_in_this_run(tmp_path):
 
 def test_a_rehearsal_writes_nothing_among_the_results(tmp_path, monkeypatch):
     seen = []
-    monkeypatch.setattr(gpu, "stages", lambda out, dry: seen.append((out, dry)) or [stage(good="print('fine')")])
+    monkeypatch.setattr(gpu, "stages", lambda out, dry, names: seen.append((out, dry)) or [stage(good="print('fine')")])
     for arguments in ([], ["--dry"]):
         monkeypatch.setattr(sys, "argv", ["gpu", "--out", str(tmp_path), *arguments])
         assert gpu.main() == 0
@@ -116,7 +193,7 @@ def test_a_rehearsal_writes_nothing_among_the_results(tmp_path, monkeypatch):
 def test_an_architecture_that_torch_does_not_know_is_left_to_the_build(tmp_path, monkeypatch):
     monkeypatch.setattr(gpu, "architecture", lambda dry: None)
     monkeypatch.delenv("LADA_CUDA_ARCHS", raising=False)
-    assert gpu.stages(tmp_path, False)[0].environment == {}
+    assert gpu.stages(tmp_path, False, ["build"])[0].environment == {}
 
 
 @pytest.fixture

@@ -1,6 +1,6 @@
 import pytest
 import torch
-from problems import DEVICES, FINEST, TARGETS
+from problems import DEVICES, FINEST, TARGETS, poisoned
 
 from lada_kernels import backends
 
@@ -33,10 +33,6 @@ def device(backend):
 
 
 @pytest.fixture(autouse=True)
-def poison(monkeypatch):
-    """Every tensor starts as NaN, so that an element that no kernel writes is seen."""
-    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
-    torch.use_deterministic_algorithms(True)
-    monkeypatch.setattr(torch.utils.deterministic, "fill_uninitialized_memory", True)
-    yield
-    torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+def poison():
+    with poisoned():
+        yield

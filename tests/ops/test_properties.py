@@ -1,15 +1,21 @@
 """What holds for any input, searched for counter-examples."""
 
+import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 from problems import ATTENTION, NORM, POOL, Problem, assert_accurate, cancelling, make_inputs, noise
 
 from lada_kernels import additive_attention, additive_pool, gated_product, modulated_layer_norm
 
+hypothesis = pytest.importorskip("hypothesis", reason="hypothesis is not installed")
+given, st = hypothesis.given, hypothesis.strategies
+
 # The backend fixture is meant to stay the same over the examples of one test.
-search = settings(
-    max_examples=15, deadline=None, derandomize=True, database=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+search = hypothesis.settings(
+    max_examples=15,
+    deadline=None,
+    derandomize=True,
+    database=None,
+    suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture],
 )
 
 

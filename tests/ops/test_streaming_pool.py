@@ -5,8 +5,6 @@ from functools import partial
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from problems import (
     DTYPES,
     HALVES,
@@ -27,6 +25,9 @@ from torch.autograd import grad as gradients
 from torch.autograd import gradcheck, gradgradcheck
 
 from lada_kernels import PoolState, additive_pool, additive_pool_finalize, additive_pool_update
+
+hypothesis = pytest.importorskip("hypothesis", reason="hypothesis is not installed")
+given, settings, st = hypothesis.given, hypothesis.settings, hypothesis.strategies
 
 PROBLEMS = (
     Problem(3, 37, 24, 3),

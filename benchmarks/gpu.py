@@ -34,10 +34,10 @@ SANITIZERS = {  # of shared memory and barriers, only our kernels'
     "initcheck": [],
     "synccheck": ["--kernel-regex", "kns=lada"],
 }
-# Runs a module with the CUDA kernels emulated, as on a device of many processors.
-EMULATED = """
+# Runs a module with the PTX of the CUDA kernels executed on the CPU, as on a device of many processors.
+EXECUTED = """
 import runpy, sys
-from cuda_emulation import build
+from ptx import build
 from lada_kernels.backends.cuda import launch
 build.stand_in()
 launch.kernels.configure(processors=132, clusters=True)
@@ -131,7 +131,7 @@ def figures(out: Path, dry: bool) -> Stage:
     run = [*PYTHON, "-m", "benchmarks", "--device", "cuda", "--out", str(out)]
     if not dry:
         return Stage("figures", {"figures": run}, 235)
-    rehearsal = [*PYTHON, "-c", EMULATED, "benchmarks", "--tiny", "--device", "cpu"]
+    rehearsal = [*PYTHON, "-c", EXECUTED, "benchmarks", "--tiny", "--device", "cpu"]
     most = ["--backend", "cuda,triton", "--only", "ops,floors,attention,families,overhead,scaling", "--out", str(out)]
     models = ["--backend", "cuda", "--only", "models", "--out", str(out / "models.json")]  # minutes, where interpreted
     commands = {"figures": rehearsal + most, "figures of models": rehearsal + models}
@@ -140,7 +140,7 @@ def figures(out: Path, dry: bool) -> Stage:
 
 def sanitizer(out: Path, dry: bool) -> Stage:
     if dry:
-        return Stage("sanitizer", {"emulated": [*PYTHON, "-c", EMULATED, "benchmarks.sanitized"]}, 85, HELPERS)
+        return Stage("sanitizer", {"executed": [*PYTHON, "-c", EXECUTED, "benchmarks.sanitized"]}, 85, HELPERS)
     # Every tensor gets memory of its own: in a block that torch keeps, nothing is out of bounds or uninitialised.
     return Stage("sanitizer", sanitizers(), 85, {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"})
 

@@ -384,7 +384,7 @@ def python(command, **environment):
 
 @pytest.fixture(scope="module")
 def reasons():
-    """As `available`, of another process: what tests emulate, they emulate in their own."""
+    """As `available`, of another process: what stands in for a GPU stands in the tests' own."""
     done = python("import json; from lada_kernels import available; print(json.dumps(available()))")
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)

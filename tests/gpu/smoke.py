@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import conftest  # noqa: F401  without a GPU, kernels are interpreted and emulated
+import conftest  # noqa: F401  without a GPU, kernels are interpreted and PTX is executed
 import torch
 from ops import test_gated_projection as projection
 from problems import (

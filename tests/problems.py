@@ -16,7 +16,8 @@ import lada_kernels
 from lada_kernels import backends
 
 # The device on which each backend is tested. A backend that is missing here fails tests/backends.
-_GPU = "cuda" if torch.cuda.is_available() else "cpu"  # without one, Triton's kernels are interpreted and CUDA's PTX is executed
+# Without a GPU, Triton's kernels are interpreted, and the PTX of CUDA's is executed.
+_GPU = "cuda" if torch.cuda.is_available() else "cpu"
 DEVICES = {"reference": "cpu", "cpu": "cpu", "cuda": _GPU, "triton": _GPU, "blockwise": "cpu"}
 
 

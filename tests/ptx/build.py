@@ -111,13 +111,12 @@ def module_path(sources: Sequence[Path], nvcc: str | None = None, architectures:
         jobs[_object(source, [nvcc if source.suffix == ".cu" else "", *command])] = [*command, "-c", str(source)]
     link = [*compiler().split(), "-shared", *map(str, jobs), "-lpthread"]
     target = CACHE / _digest(link) / f"{NAME}{sysconfig.get_config_var('EXT_SUFFIX')}"
+    target.parent.mkdir(parents=True, exist_ok=True)
     if not target.exists():
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with open(CACHE / "lock", "w") as lock, ThreadPoolExecutor(os.cpu_count()) as threads:
-            fcntl.flock(lock, fcntl.LOCK_EX)  # the other processes of a test run wait and find it made
-            slowest_first = sorted(jobs, key=lambda made: (".cu" not in jobs[made][-1], "double" not in jobs[made][-1]))
+        with ThreadPoolExecutor(os.cpu_count()) as threads:
+            slowest_first = sorted(jobs, key=lambda made: (".cu" not in jobs[made][-1], "pool" not in jobs[made][-1]))
             list(threads.map(lambda made: _make(made, jobs[made]), slowest_first))
-            _make(target, link)
+        _make(target, link)
     return target
 
 
@@ -259,12 +258,12 @@ def _digest(parts: Iterable[str]) -> str:
 
 def _make(target: Path, command: Sequence[str]) -> None:
     """Run the compiler for a file that is not there yet, and appears when it is whole."""
-    if target.exists():
-        return
-    with tempfile.TemporaryDirectory(dir=CACHE) as folder:
-        whole = Path(folder) / target.name
-        _run([*command, "-o", str(whole)])
-        whole.replace(target)
+    with open(target.with_suffix(".lock"), "w") as lock, tempfile.TemporaryDirectory(dir=CACHE) as folder:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # another process of a test run that wants it waits
+        if not target.exists():
+            whole = Path(folder) / target.name
+            _run([*command, "-o", str(whole)])
+            whole.replace(target)
 
 
 @functools.cache

@@ -81,17 +81,17 @@ def recorded() -> Iterator[list[Launch]]:
     """Have launches written down instead of started."""
     launches: list[Launch] = []
 
-    def note(kernel: Any, grid: Sequence[int], *args: Any, warps: int = 4, **constants: Any) -> None:
-        launch_ = specialise(kernel, args, warps, constants)
-        if 0 not in grid and launch_ not in launches:
+    def note(kernel: Any, grid: Sequence[int], *details: Any) -> None:
+        launch_ = specialise(kernel, *details)
+        if launch_ not in launches:
             launches.append(launch_)
 
-    before = launch.start, launch.processors
-    launch.start, launch.processors = note, lambda device: PROCESSORS
+    before = launch.hand_over, launch.processors
+    launch.hand_over, launch.processors = note, lambda device: PROCESSORS
     try:
         yield launches
     finally:
-        launch.start, launch.processors = before
+        launch.hand_over, launch.processors = before
 
 
 def specialise(kernel: Any, args: Sequence[Any], warps: int, constants: dict[str, Any]) -> Launch:
@@ -115,16 +115,21 @@ def specialise(kernel: Any, args: Sequence[Any], warps: int, constants: dict[str
     return Launch(kernel.__module__, kernel.__name__, ordered, tuple(sorted(fixed.items())), tuple(divisible), warps)
 
 
-def resources(job: tuple[Launch, int]) -> Resources:
-    """Compile for a compute capability and read the cubin."""
-    wanted, capability = job
+def compiled(wanted: Launch, capability: int) -> Any:
+    """What Triton makes of a launch for a compute capability."""
     kernel = getattr(sys.modules.get(wanted.module) or __import__(wanted.module, fromlist=["_"]), wanted.kernel)
     source = ASTSource(
         kernel, dict(wanted.signature), dict(wanted.constants), {(i,): [["tt.divisibility", 16]] for i in wanted.divisible}
     )
-    compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options={"num_warps": wanted.warps})
+    return triton.compile(source, target=GPUTarget("cuda", capability, 32), options={"num_warps": wanted.warps})
+
+
+def resources(job: tuple[Launch, int]) -> Resources:
+    """Compile for a compute capability and read the cubin."""
+    wanted, capability = job
+    binary = compiled(wanted, capability)
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(compiled.asm["cubin"])
+        file.write(binary.asm["cubin"])
         file.flush()
         usage = _cuobjdump("-res-usage", file.name)
         sass = _cuobjdump("-sass", file.name)
@@ -133,7 +138,7 @@ def resources(job: tuple[Launch, int]) -> Resources:
         raise RuntimeError(f"cuobjdump said nothing of {wanted.kernel}: {usage}")
     registers, stack, local = map(int, found.groups())
     wide = [len(re.findall(pattern, sass)) for pattern in (r"\bLDG\.E(?:\.\w+)*\.128", r"\bSTG\.E(?:\.\w+)*\.128")]
-    return Resources(registers, stack + local, compiled.metadata.shared, *wide)
+    return Resources(registers, stack + local, binary.metadata.shared, *wide)
 
 
 def _name_failure(job: tuple[Launch, int]) -> Resources:

@@ -8,6 +8,7 @@ from ...reference.additive_pool import attention as softmax
 from ..arguments import dense_like, narrowed, wide
 from . import launch
 from .additive_pool_double_backward import DoubleBackward
+from .launch import real
 from .pooling import (
     BACKWARD,
     FORWARD,
@@ -41,6 +42,7 @@ def _forward_kernel(
 ):  # fmt: skip
     """Online softmax over a chunk of tokens, for a group of heads."""
     group, slot = tl.program_id(0) % GROUPS, tl.program_id(0) // GROUPS
+    scale = real(scale, ACC)
     PH: tl.constexpr = 1 if PER_HEAD else BH
     own = own_channels(group, D, H, PER_HEAD, BH, BD)
     w = load_heads(weight, group, D, H, BH, BD)
@@ -116,6 +118,7 @@ def _backward_kernel(
 ):  # fmt: skip
     """x̄ of a chunk of tokens, and its part of w̄; with LOOPED > 1 groups of heads, which are loaded for each tile, only x̄."""
     group, slot = tl.program_id(0) % GROUPS, tl.program_id(0) // GROUPS
+    scale = real(scale, ACC)
     begin = slot % chunks * tokens
     end = tl.minimum(begin + tokens, N)
     first_row = slot // chunks * rows_each

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ..arguments import dense_like, readable_or_none, wide
 from . import launch
+from .launch import real
 from .pooling import (
     GATHER,
     SCATTER,
@@ -48,6 +49,7 @@ def _gather_kernel(
 ):  # fmt: skip
     """α, v, a and z of each token; over a chunk, Σ α Y + Σ α a y, Σ α a, Σ α v, Σ α z and the part Σ e X of ∂w."""
     group, slot = tl.program_id(0) % GROUPS, tl.program_id(0) // GROUPS
+    scale = real(scale, ACC)
     PH: tl.constexpr = 1 if PER_HEAD else BH
     begin = slot % chunks * tokens
     end = tl.minimum(begin + tokens, N)
@@ -157,6 +159,7 @@ def _scatter_kernel(
     `extra` is a gradient of the pooled vectors from elsewhere: its backward is added to both.
     """
     group, slot = tl.program_id(0) % GROUPS, tl.program_id(0) // GROUPS
+    scale = real(scale, ACC)
     begin = slot % chunks * tokens
     end = tl.minimum(begin + tokens, N)
     first_row = slot // chunks * rows_each

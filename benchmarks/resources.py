@@ -6,6 +6,7 @@ The ops' entry points run on tensors without data; what they would launch is com
 """
 
 import argparse
+import inspect
 import os
 import re
 import subprocess
@@ -35,6 +36,7 @@ from lada_kernels.reference.precision import accumulate_dtype
 # specifications per compute capability).
 ARCHITECTURES = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}
 PROCESSORS = 132
+TOOLS = Path(triton.__file__).parent / "backends/nvidia/bin"
 TABLE = Path("docs/triton-resources.md")
 
 BATCH, TOKENS = 64, 1024
@@ -67,10 +69,11 @@ class Launch:
 
 @dataclass(frozen=True)
 class Resources:
-    """Per program: registers a thread, bytes of spills a thread, bytes of shared memory."""
+    """Registers and bytes of spills a thread, how often its innermost loops touch spills, bytes of shared memory a program."""
 
     registers: int
     spills: int
+    looped_spills: int
     shared: int
     wide_loads: int
     wide_stores: int
@@ -81,17 +84,17 @@ def recorded() -> Iterator[list[Launch]]:
     """Have launches written down instead of started."""
     launches: list[Launch] = []
 
-    def note(kernel: Any, grid: Sequence[int], *args: Any, warps: int = 4, **constants: Any) -> None:
-        launch_ = specialise(kernel, args, warps, constants)
-        if 0 not in grid and launch_ not in launches:
+    def note(kernel: Any, grid: Sequence[int], *details: Any) -> None:
+        launch_ = specialise(kernel, *details)
+        if launch_ not in launches:
             launches.append(launch_)
 
-    before = launch.start, launch.processors
-    launch.start, launch.processors = note, lambda device: PROCESSORS
+    before = launch.hand_over, launch.processors
+    launch.hand_over, launch.processors = note, lambda device: PROCESSORS
     try:
         yield launches
     finally:
-        launch.start, launch.processors = before
+        launch.hand_over, launch.processors = before
 
 
 def specialise(kernel: Any, args: Sequence[Any], warps: int, constants: dict[str, Any]) -> Launch:
@@ -115,16 +118,28 @@ def specialise(kernel: Any, args: Sequence[Any], warps: int, constants: dict[str
     return Launch(kernel.__module__, kernel.__name__, ordered, tuple(sorted(fixed.items())), tuple(divisible), warps)
 
 
+def compiled(wanted: Launch, capability: int) -> Any:
+    """What Triton makes of a launch for a compute capability."""
+    kernel = getattr(sys.modules.get(wanted.module) or __import__(wanted.module, fromlist=["_"]), wanted.kernel)
+    target, options = GPUTarget("cuda", capability, 32), {"num_warps": wanted.warps}
+    return triton.compile(_source(kernel, wanted), target=target, options=options)
+
+
+def _source(kernel: Any, wanted: Launch) -> ASTSource:
+    signature, constants = dict(wanted.signature), dict(wanted.constants)
+    if "constexprs" in inspect.signature(ASTSource).parameters:
+        return ASTSource(kernel, signature, constants, {(i,): [["tt.divisibility", 16]] for i in wanted.divisible})
+    # Before Triton 3.3 constants were no part of a signature, and attributes had a class.
+    attributes = triton.backends.compiler.AttrsDescriptor.from_hints(dict.fromkeys(wanted.divisible, 16))
+    return ASTSource(kernel, {name: kind for name, kind in signature.items() if kind != "constexpr"}, constants, attributes)
+
+
 def resources(job: tuple[Launch, int]) -> Resources:
     """Compile for a compute capability and read the cubin."""
     wanted, capability = job
-    kernel = getattr(sys.modules.get(wanted.module) or __import__(wanted.module, fromlist=["_"]), wanted.kernel)
-    source = ASTSource(
-        kernel, dict(wanted.signature), dict(wanted.constants), {(i,): [["tt.divisibility", 16]] for i in wanted.divisible}
-    )
-    compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options={"num_warps": wanted.warps})
+    binary = compiled(wanted, capability)
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(compiled.asm["cubin"])
+        file.write(binary.asm["cubin"])
         file.flush()
         usage = _cuobjdump("-res-usage", file.name)
         sass = _cuobjdump("-sass", file.name)
@@ -133,7 +148,20 @@ def resources(job: tuple[Launch, int]) -> Resources:
         raise RuntimeError(f"cuobjdump said nothing of {wanted.kernel}: {usage}")
     registers, stack, local = map(int, found.groups())
     wide = [len(re.findall(pattern, sass)) for pattern in (r"\bLDG\.E(?:\.\w+)*\.128", r"\bSTG\.E(?:\.\w+)*\.128")]
-    return Resources(registers, stack + local, compiled.metadata.shared, *wide)
+    return Resources(registers, stack + local, looped_spills(sass), binary.metadata.shared, *wide)
+
+
+def looped_spills(sass: str) -> int:
+    """How many loads and stores of spilled registers the innermost loops of this machine code hold.
+
+    ptxas spills a few registers around a loop where that lets one more program run beside the others: that costs nothing.
+    """
+    code = [(int(at, 16), instruction) for at, instruction in re.findall(r"/\*([0-9a-f]{4,})\*/ +(.*?);", sass)]
+    jumps = [(int(to, 16), at) for at, instruction in code for to in re.findall(r"\bBRA\b.* 0x([0-9a-f]+)", instruction)]
+    loops = [(to, at) for to, at in jumps if to < at]
+    innermost = [loop for loop in loops if not any(loop[0] <= to and at <= loop[1] for to, at in loops if (to, at) != loop)]
+    spills = [at for at, instruction in code if re.search(r"\b(LDL|STL)\b", instruction)]
+    return sum(first <= at <= last for first, last in innermost for at in spills)
 
 
 def _name_failure(job: tuple[Launch, int]) -> Resources:
@@ -144,23 +172,27 @@ def _name_failure(job: tuple[Launch, int]) -> Resources:
 
 
 def _cuobjdump(option: str, path: str) -> str:
-    tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
-    return subprocess.run([tool, option, path], capture_output=True, text=True, check=True).stdout
+    return subprocess.run([TOOLS / "cuobjdump", option, path], capture_output=True, text=True, check=True).stdout
+
+
+def architectures() -> list[int]:
+    """Those that an assembler of this Triton knows."""
+    helps = [subprocess.run([tool, "--help"], capture_output=True, text=True).stdout for tool in TOOLS.glob("ptxas*")]
+    return [capability for capability in ARCHITECTURES if any(f"'sm_{capability}'" in text for text in helps)]
 
 
 def every_launch(channels: Sequence[int] = CHANNELS, dtypes: Sequence[torch.dtype] = DTYPES) -> list[Launch]:
-    """What all ops would launch, in all orders; for one width also with a mask, and with whole batch elements a program."""
+    """What all ops would launch, in all orders; for one width also with more heads, a mask and whole batch elements."""
     with recorded() as launches:
         for dtype in dtypes:
             for width in channels:
-                for batch in (BATCH, 2048) if width == THOROUGH else (BATCH,):
-                    for run in _ops(batch, width, dtype):
+                for batch, heads in ((BATCH, 4), (BATCH, 8), (2048, 8)) if width == THOROUGH else ((BATCH, 4),):
+                    for run in _ops(batch, width, heads, dtype):
                         run()
     return launches
 
 
-def _ops(batch: int, width: int, dtype: torch.dtype) -> Iterator[Callable[[], Any]]:
-    heads = 8 if width == 256 else 4
+def _ops(batch: int, width: int, heads: int, dtype: torch.dtype) -> Iterator[Callable[[], Any]]:
     wide = accumulate_dtype(dtype)
 
     def empty(*shape: int, dtype: torch.dtype = dtype) -> Tensor:
@@ -195,24 +227,25 @@ def _ops(batch: int, width: int, dtype: torch.dtype) -> Iterator[Callable[[], An
     yield lambda: norm.double_backward([True] * 3, x, channels, channels, x, x, channels, rows, rows)
 
 
-def measure(launches: Sequence[Launch], architectures: Sequence[int] = tuple(ARCHITECTURES)) -> dict[Launch, list[Resources]]:
-    """The resources of every launch on every architecture, compiled on all cores."""
-    jobs = [(wanted, capability) for wanted in launches for capability in architectures]
+def measure(launches: Sequence[Launch], capabilities: Sequence[int]) -> dict[Launch, list[Resources]]:
+    """The resources of every launch for every compute capability, compiled on all cores."""
+    jobs = [(wanted, capability) for wanted in launches for capability in capabilities]
     with ProcessPoolExecutor(len(os.sched_getaffinity(0))) as pool:
         found = list(pool.map(_name_failure, jobs, chunksize=4))
-    width = len(architectures)
+    width = len(capabilities)
     return {wanted: found[i * width : (i + 1) * width] for i, wanted in enumerate(launches)}
 
 
-def table(found: dict[Launch, list[Resources]]) -> str:
+def table(found: dict[Launch, list[Resources]], capabilities: Sequence[int]) -> str:
     """Markdown: a line for every kernel as it is specialised, registers/spilled bytes/shared bytes for every architecture."""
-    heads = [f"sm_{capability}" for capability in ARCHITECTURES]
+    heads = [f"sm_{capability}" for capability in capabilities]
     lines = [
         "# What each Triton kernel needs of a GPU",
         "",
         f"Written by `python -m benchmarks.resources` with Triton {triton.__version__} and its ptxas, from the cubins of what",
         f"the ops launch at N = {TOKENS} and D = {', '.join(map(str, CHANNELS))}; no GPU took part. Each column: registers a",
-        "thread, bytes of spills a thread, bytes of shared memory a program, 16-byte loads + stores in the code.",
+        "thread, bytes of spills a thread, bytes of shared memory a program, 16-byte loads + stores in the code. Around",
+        "a loop ptxas spills a little where that lets one more program run beside the others; within, it must not.",
         "",
         f"| kernel | types | tile | warps | {' | '.join(heads)} |",
         "|---|---|---|---|" + "---|" * len(heads),
@@ -226,18 +259,19 @@ def table(found: dict[Launch, list[Resources]]) -> str:
 
 
 def main() -> int:
-    """Write the table; non-zero when a kernel spills or needs more shared memory than an architecture has."""
+    """Write the table; non-zero when a kernel spills in a loop or needs more shared memory than an architecture has."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.resources", description="Compile every Triton kernel.")
     parser.add_argument("--out", type=Path, default=TABLE, help="the table to write (%(default)s)")
     out = parser.parse_args().out
-    found = measure(every_launch())
-    out.write_text(table(found))
-    print(f"{len(found)} kernels, written to {out}")
+    capabilities = architectures()
+    found = measure(every_launch(), capabilities)
+    out.write_text(table(found, capabilities))
+    print(f"{len(found)} kernels for {len(capabilities)} architectures, written to {out}")
     bad = [
         f"{wanted.kernel} {wanted.constants} on sm_{capability}: {r}"
         for wanted, columns in found.items()
-        for (capability, limit), r in zip(ARCHITECTURES.items(), columns, strict=True)
-        if r.spills or r.shared > limit
+        for capability, r in zip(capabilities, columns, strict=True)
+        if r.looped_spills or r.shared > ARCHITECTURES[capability]
     ]
     print(*bad, sep="\n")
     return int(bool(bad))

@@ -8,6 +8,7 @@ from ...reference.additive_pool import attention as softmax
 from ..arguments import dense_like, narrowed, wide
 from . import launch
 from .additive_pool_double_backward import DoubleBackward
+from .launch import real
 from .pooling import (
     BACKWARD,
     FORWARD,
@@ -36,11 +37,12 @@ from .tokens import alignment, strides
 def _forward_kernel(
     x, weight, mask, scores, pooled, normaliser, batch_stride, token_stride, B, N, rows_each, chunks, tokens, scale,
     FINISH: tl.constexpr, D: tl.constexpr, H: tl.constexpr, PER_HEAD: tl.constexpr, GROUPS: tl.constexpr,
-    BH: tl.constexpr, BD: tl.constexpr, RUN: tl.constexpr, LANES: tl.constexpr,
+    BH: tl.constexpr, BD: tl.constexpr, LANES: tl.constexpr,
     VEC: tl.constexpr, ALIGN: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
     """Online softmax over a chunk of tokens, for a group of heads."""
     group, slot = tl.program_id(0) % GROUPS, tl.program_id(0) // GROUPS
+    scale = real(scale, ACC)
     PH: tl.constexpr = 1 if PER_HEAD else BH
     own = own_channels(group, D, H, PER_HEAD, BH, BD)
     w = load_heads(weight, group, D, H, BH, BD)
@@ -49,27 +51,26 @@ def _forward_kernel(
     first_row = slot // chunks * rows_each
     for row in range(first_row, tl.minimum(first_row + rows_each, B)):
         b = tl.cast(row, tl.int64)
-        largest = tl.full([BH, 1, LANES], float("-inf"), ACC)
-        total = tl.zeros([BH, 1, LANES], ACC)
-        sums = tl.zeros([PH, 1, LANES, BD], ACC)
-        for first in range(begin, end, RUN * LANES):
-            n, there, live = token_tile(first, end, mask, b, N, RUN, LANES)
+        largest = tl.full([BH, LANES], float("-inf"), ACC)
+        total = tl.zeros([BH, LANES], ACC)
+        sums = tl.zeros([PH, LANES, BD], ACC)
+        for first in range(begin, end, LANES):
+            n, there, live = token_tile(first, end, mask, b, N, LANES)
             xt = load_tokens(x, b, n, live, batch_stride, token_stride, D, BD, VEC, ALIGN, ACC)
-            s = tl.where(live[None], tl.sum(xt * w, axis=3) * scale, float("-inf"))  # [BH, RUN, LANES]
+            s = tl.where(live[None], tl.sum(xt * w, axis=2) * scale, float("-inf"))  # [BH, LANES]
             if scores is not None:
                 at, inside = scalars_at(b, group, H, BH)
                 tl.store(scores + at * N + n[None], s, mask=inside & there[None])
-            highest = tl.maximum(largest, tl.max(s, axis=1, keep_dims=True))
+            highest = tl.maximum(largest, s)
             factor = tl.exp(largest - finite(highest))
             p = tl.exp(s - finite(highest))
-            total = total * factor + tl.sum(p, axis=1, keep_dims=True)
-            added = tl.sum(weights_at(p, own, PER_HEAD) * xt, axis=1, keep_dims=True)
-            sums = sums * weights_at(factor, own, PER_HEAD) + added
+            total = total * factor + p
+            sums = sums * weights_at(factor, own, PER_HEAD) + weights_at(p, own, PER_HEAD) * xt
             largest = highest
-        highest = tl.max(largest, axis=2, keep_dims=True)  # [BH, 1, 1]
+        highest = tl.max(largest, axis=1, keep_dims=True)  # [BH, 1]
         factor = tl.exp(largest - finite(highest))
-        total = tl.sum(total * factor, axis=2, keep_dims=True)
-        sums = tl.sum(sums * weights_at(factor, own, PER_HEAD), axis=2, keep_dims=True)  # [PH, 1, 1, BD]
+        total = tl.sum(total * factor, axis=1, keep_dims=True)
+        sums = tl.sum(sums * weights_at(factor, own, PER_HEAD), axis=1, keep_dims=True)  # [PH, 1, BD]
         if FINISH:
             sums *= weights_at(inverse(total), own, PER_HEAD)
         part = b * chunks + slot % chunks
@@ -111,38 +112,39 @@ def _backward_kernel(
     x, grad, weight, mask, pooled, normaliser, batch_stride, token_stride, B, N, rows_each, chunks, tokens, scale,
     grad_x, grad_x_batch_stride, grad_x_token_stride, weight_parts,
     D: tl.constexpr, H: tl.constexpr, PER_HEAD: tl.constexpr, GROUPS: tl.constexpr,
-    LOOPED: tl.constexpr, BH: tl.constexpr, BD: tl.constexpr, RUN: tl.constexpr, LANES: tl.constexpr,
+    LOOPED: tl.constexpr, BH: tl.constexpr, BD: tl.constexpr, LANES: tl.constexpr,
     VEC: tl.constexpr, ALIGN: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
     """x̄ of a chunk of tokens, and its part of w̄; with LOOPED > 1 groups of heads, which are loaded for each tile, only x̄."""
     group, slot = tl.program_id(0) % GROUPS, tl.program_id(0) // GROUPS
+    scale = real(scale, ACC)
     begin = slot % chunks * tokens
     end = tl.minimum(begin + tokens, N)
     first_row = slot // chunks * rows_each
-    weight_sum = tl.zeros([BH, 1, LANES, BD], ACC)
+    weight_sum = tl.zeros([BH, LANES, BD], ACC)
     for row in range(first_row, tl.minimum(first_row + rows_each, B)):
         b = tl.cast(row, tl.int64)
         if LOOPED == 1:
             w, own, g, t, shift, factor = load_group(weight, grad, pooled, normaliser, b, group, D, H, PER_HEAD, BH, BD)
-        for first in range(begin, end, RUN * LANES):
-            n, there, live = token_tile(first, end, mask, b, N, RUN, LANES)
+        for first in range(begin, end, LANES):
+            n, there, live = token_tile(first, end, mask, b, N, LANES)
             xt = load_tokens(x, b, n, live, batch_stride, token_stride, D, BD, VEC, ALIGN, ACC)
-            out = tl.zeros([1, RUN, LANES, BD], ACC)
+            out = tl.zeros([1, LANES, BD], ACC)
             for i in range(LOOPED):
                 if LOOPED > 1:
                     w, own, g, t, shift, factor = load_group(weight, grad, pooled, normaliser, b, i, D, H, PER_HEAD, BH, BD)
                 alpha = attention(xt, w, live, shift, factor, scale)
-                e = scale * alpha * (project(xt, g, own, PER_HEAD) - t)  # [BH, RUN, LANES]
+                e = scale * alpha * (project(xt, g, own, PER_HEAD) - t)  # [BH, LANES]
                 if grad_x is not None:
-                    out += scatter(alpha, g, own, PER_HEAD) + tl.sum(e[:, :, :, None] * w, axis=0, keep_dims=True)
+                    out += scatter(alpha, g, own, PER_HEAD) + tl.sum(e[:, :, None] * w, axis=0, keep_dims=True)
                 if weight_parts is not None:
-                    weight_sum += tl.sum(e[:, :, :, None] * xt, axis=1, keep_dims=True)
+                    weight_sum += e[:, :, None] * xt
             if grad_x is not None:
                 at, inside = tokens_at(grad_x, b, n, there, grad_x_batch_stride, grad_x_token_stride, D, BD, VEC, ALIGN)
                 tl.store(at, out, mask=inside)
     if weight_parts is not None:
         at, inside = heads_at(group, D, H, BH, BD)
-        tl.store(weight_parts + slot.to(tl.int64) * H * D + at, tl.sum(weight_sum, axis=2, keep_dims=True), mask=inside)
+        tl.store(weight_parts + slot.to(tl.int64) * H * D + at, tl.sum(weight_sum, axis=1, keep_dims=True), mask=inside)
 
 
 def forward(

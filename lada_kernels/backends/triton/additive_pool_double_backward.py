@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ..arguments import dense_like, readable_or_none, wide
 from . import launch
+from .launch import real
 from .pooling import (
     GATHER,
     SCATTER,
@@ -43,32 +44,33 @@ def _gather_kernel(
     x, cot_x, weight, cot_weight, grad, mask, pooled, normaliser, scalars, sums, means, weight_parts,
     cot_batch_stride, cot_token_stride, batch_stride, token_stride, B, N, rows_each, chunks, tokens, scale,
     FINISH: tl.constexpr, D: tl.constexpr, H: tl.constexpr, PER_HEAD: tl.constexpr, GROUPS: tl.constexpr,
-    BH: tl.constexpr, BD: tl.constexpr, RUN: tl.constexpr, LANES: tl.constexpr,
+    BH: tl.constexpr, BD: tl.constexpr, LANES: tl.constexpr,
     VEC: tl.constexpr, ALIGN: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
     """α, v, a and z of each token; over a chunk, Σ α Y + Σ α a y, Σ α a, Σ α v, Σ α z and the part Σ e X of ∂w."""
     group, slot = tl.program_id(0) % GROUPS, tl.program_id(0) // GROUPS
+    scale = real(scale, ACC)
     PH: tl.constexpr = 1 if PER_HEAD else BH
     begin = slot % chunks * tokens
     end = tl.minimum(begin + tokens, N)
     first_row = slot // chunks * rows_each
     if cot_weight is not None:
         cot_w = load_heads(cot_weight, group, D, H, BH, BD)
-    weight_sum = tl.zeros([BH, 1, LANES, BD], ACC)
+    weight_sum = tl.zeros([BH, LANES, BD], ACC)
     for row in range(first_row, tl.minimum(first_row + rows_each, B)):
         b = tl.cast(row, tl.int64)
         w, own, g, t, shift, factor = load_group(weight, grad, pooled, normaliser, b, group, D, H, PER_HEAD, BH, BD)
-        a_sum = tl.zeros([BH, 1, LANES], ACC)
-        v_sum = tl.zeros([BH, 1, LANES], ACC)
-        z_sum = tl.zeros([BH, 1, LANES], ACC)
-        pooled_sum = tl.zeros([PH, 1, LANES, BD], ACC)
-        for first in range(begin, end, RUN * LANES):
-            n, there, live = token_tile(first, end, mask, b, N, RUN, LANES)
+        a_sum = tl.zeros([BH, LANES], ACC)
+        v_sum = tl.zeros([BH, LANES], ACC)
+        z_sum = tl.zeros([BH, LANES], ACC)
+        pooled_sum = tl.zeros([PH, LANES, BD], ACC)
+        for first in range(begin, end, LANES):
+            n, there, live = token_tile(first, end, mask, b, N, LANES)
             xt = load_tokens(x, b, n, live, batch_stride, token_stride, D, BD, VEC, ALIGN, ACC)
-            alpha = attention(xt, w, live, shift, factor, scale)  # [BH, RUN, LANES]
+            alpha = attention(xt, w, live, shift, factor, scale)  # [BH, LANES]
             v = project(xt, g, own, PER_HEAD) - t
-            products = tl.zeros([BH, RUN, LANES, BD], ACC)
-            z = tl.zeros([BH, RUN, LANES], ACC)
+            products = tl.zeros([BH, LANES, BD], ACC)
+            z = tl.zeros([BH, LANES], ACC)
             if cot_weight is not None:
                 products += xt * cot_w
             if cot_x is not None:
@@ -77,23 +79,23 @@ def _gather_kernel(
                 z += project(cot, g, own, PER_HEAD)
                 if weight_parts is not None:
                     e = scale * alpha * v
-                    weight_sum += tl.sum(e[:, :, :, None] * cot, axis=1, keep_dims=True)
-            a = scale * tl.sum(products, axis=3)
+                    weight_sum += e[:, :, None] * cot
+            a = scale * tl.sum(products, axis=2)
             z += v * a
-            pooled_sum += tl.sum(weights_at(alpha * a, own, PER_HEAD) * xt, axis=1, keep_dims=True)
+            pooled_sum += weights_at(alpha * a, own, PER_HEAD) * xt
             if cot_x is not None:
-                pooled_sum += tl.sum(weights_at(alpha, own, PER_HEAD) * cot, axis=1, keep_dims=True)
-            a_sum += tl.sum(alpha * a, axis=1, keep_dims=True)
-            v_sum += tl.sum(alpha * v, axis=1, keep_dims=True)
-            z_sum += tl.sum(alpha * z, axis=1, keep_dims=True)
+                pooled_sum += weights_at(alpha, own, PER_HEAD) * cot
+            a_sum += alpha * a
+            v_sum += alpha * v
+            z_sum += alpha * z
             at, inside = token_scalars_at(b, n, there, N, group, H, BH)
             tl.store(scalars + at, alpha, mask=inside)
             tl.store(scalars + at + H, v, mask=inside)
             tl.store(scalars + at + 2 * H, a, mask=inside)
             tl.store(scalars + at + 3 * H, z, mask=inside)
-        a_mean, v_mean = tl.sum(a_sum, axis=2, keep_dims=True), tl.sum(v_sum, axis=2, keep_dims=True)  # [BH, 1, 1]
-        m = tl.sum(z_sum, axis=2, keep_dims=True)
-        total = tl.sum(pooled_sum, axis=2, keep_dims=True)  # [PH, 1, 1, BD]
+        a_mean, v_mean = tl.sum(a_sum, axis=1, keep_dims=True), tl.sum(v_sum, axis=1, keep_dims=True)  # [BH, 1]
+        m = tl.sum(z_sum, axis=1, keep_dims=True)
+        total = tl.sum(pooled_sum, axis=1, keep_dims=True)  # [PH, 1, BD]
         if FINISH:
             total -= weights_at(a_mean, own, PER_HEAD) * load_pooled(pooled, b, group, D, H, PER_HEAD, BH, BD)
             m -= v_mean * a_mean
@@ -106,14 +108,14 @@ def _gather_kernel(
         tl.store(means + 3 * at + 2, m, mask=inside)
     if weight_parts is not None:
         at, inside = heads_at(group, D, H, BH, BD)
-        total = tl.sum(weight_sum, axis=2, keep_dims=True)
+        total = tl.sum(weight_sum, axis=1, keep_dims=True)
         tl.store(weight_parts + tl.cast(slot, tl.int64) * H * D + at, total, mask=inside)
 
 
 @triton.jit
 def token_scalars_at(b, n, there, N, group, H: tl.constexpr, BH: tl.constexpr):
     """Where the first of a token's scalars lie in [B,N,4,H], the others H further each, and which places there are."""
-    h = (group * BH + tl.arange(0, BH))[:, None, None]
+    h = (group * BH + tl.arange(0, BH))[:, None]
     return (b * N + n)[None] * 4 * H + h, (h < H) & there[None]
 
 
@@ -149,7 +151,7 @@ def _scatter_kernel(
     batch_stride, token_stride, B, N, rows_each, chunks, tokens, scale,
     out_x, out_batch_stride, out_token_stride, weight_parts,
     D: tl.constexpr, H: tl.constexpr, PER_HEAD: tl.constexpr, GROUPS: tl.constexpr, LOOPED: tl.constexpr,
-    BH: tl.constexpr, BD: tl.constexpr, RUN: tl.constexpr, LANES: tl.constexpr,
+    BH: tl.constexpr, BD: tl.constexpr, LANES: tl.constexpr,
     VEC: tl.constexpr, ALIGN: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
     """∂x of a chunk of tokens, and the part Σ σ x of ∂w; with LOOPED > 1 groups of heads, loaded for each tile, only ∂x.
@@ -157,49 +159,50 @@ def _scatter_kernel(
     `extra` is a gradient of the pooled vectors from elsewhere: its backward is added to both.
     """
     group, slot = tl.program_id(0) % GROUPS, tl.program_id(0) // GROUPS
+    scale = real(scale, ACC)
     begin = slot % chunks * tokens
     end = tl.minimum(begin + tokens, N)
     first_row = slot // chunks * rows_each
-    weight_sum = tl.zeros([BH, 1, LANES, BD], ACC)
+    weight_sum = tl.zeros([BH, LANES, BD], ACC)
     for row in range(first_row, tl.minimum(first_row + rows_each, B)):
         b = tl.cast(row, tl.int64)
         if LOOPED == 1:
             w, cot_w, own, g, more, more_t, a_mean, v_mean, m = load_second_group(
                 weight, cot_weight, grad, extra, pooled, means, b, group, D, H, PER_HEAD, BH, BD
             )
-        for first in range(begin, end, RUN * LANES):
-            n, there, live = token_tile(first, end, mask, b, N, RUN, LANES)
+        for first in range(begin, end, LANES):
+            n, there, live = token_tile(first, end, mask, b, N, LANES)
             if weight_parts is not None or extra is not None:
                 xt = load_tokens(x, b, n, live, batch_stride, token_stride, D, BD, VEC, ALIGN, ACC)
-            out = tl.zeros([1, RUN, LANES, BD], ACC)
+            out = tl.zeros([1, LANES, BD], ACC)
             for i in range(LOOPED):
                 if LOOPED > 1:
                     w, cot_w, own, g, more, more_t, a_mean, v_mean, m = load_second_group(
                         weight, cot_weight, grad, extra, pooled, means, b, i, D, H, PER_HEAD, BH, BD
                     )
                 at, inside = token_scalars_at(b, n, there, N, group + i, H, BH)
-                alpha = tl.load(scalars + at, mask=inside, other=0.0)  # [BH, RUN, LANES]
+                alpha = tl.load(scalars + at, mask=inside, other=0.0)  # [BH, LANES]
                 v = tl.load(scalars + at + H, mask=inside, other=0.0) - v_mean
                 a = tl.load(scalars + at + 2 * H, mask=inside, other=0.0)
                 inner = tl.load(scalars + at + 3 * H, mask=inside, other=0.0) - v_mean * a - v * a_mean - m
                 if extra is not None:
                     inner += project(xt, more, own, PER_HEAD) - more_t
-                sigma = (scale * alpha * inner)[:, :, :, None]
+                sigma = (scale * alpha * inner)[:, :, None]
                 if out_x is not None:
                     out += scatter(alpha * (a - a_mean), g, own, PER_HEAD) + tl.sum(sigma * w, axis=0, keep_dims=True)
                     if cot_weight is not None:
                         e = scale * alpha * v
-                        out += tl.sum(e[:, :, :, None] * cot_w, axis=0, keep_dims=True)
+                        out += tl.sum(e[:, :, None] * cot_w, axis=0, keep_dims=True)
                     if extra is not None:
                         out += scatter(alpha, more, own, PER_HEAD)
                 if weight_parts is not None:
-                    weight_sum += tl.sum(sigma * xt, axis=1, keep_dims=True)
+                    weight_sum += sigma * xt
             if out_x is not None:
                 at, inside = tokens_at(out_x, b, n, there, out_batch_stride, out_token_stride, D, BD, VEC, ALIGN)
                 tl.store(at, out, mask=inside)
     if weight_parts is not None:
         at, inside = heads_at(group, D, H, BH, BD)
-        total = tl.sum(weight_sum, axis=2, keep_dims=True)
+        total = tl.sum(weight_sum, axis=1, keep_dims=True)
         tl.store(weight_parts + tl.cast(slot, tl.int64) * H * D + at, total, mask=inside)
 
 

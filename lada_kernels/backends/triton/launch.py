@@ -1,6 +1,7 @@
 """How the kernels are started: on which device, in how many programs, and what the first start of each took."""
 
 import functools
+import struct
 import time
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -32,6 +33,12 @@ def _add_up(parts, total, slots, size, SLOTS: tl.constexpr, BLOCK: tl.constexpr)
     tl.store(total + group * size + j, tl.sum(result, axis=0)[None, :], mask=j < size)
 
 
+@triton.jit
+def real(value, kind: tl.constexpr):
+    """The float that a kernel was started with; a float64 kernel has its bits."""
+    return tl.cast(tl.cast(value, tl.int64), tl.float64, bitcast=True) if kind == tl.float64 else value
+
+
 # TRITON_INTERPRET is read where a kernel is decorated.
 INTERPRETED = not isinstance(_add_up, triton.runtime.JITFunction)
 
@@ -40,18 +47,28 @@ first_starts: dict[tuple[Any, ...], float] = {}
 
 
 def start(kernel: Any, grid: Sequence[int], *args: Any, warps: int = 4, **constants: Any) -> None:
-    """Start `kernel` on the device of its first argument and on torch's current stream there; no programs, no start."""
+    """Start `kernel` on the device of its first argument and on torch's current stream there; no programs, no start.
+
+    Triton rounds a float to float32: float64 kernels get its 64 bits as an integer, of which `real` makes the float again.
+    """
     if 0 in grid:
         return
+    if constants.get("ACC") == tl.float64:
+        args = tuple(struct.unpack("q", struct.pack("d", arg))[0] if isinstance(arg, float) else arg for arg in args)
     key = (kernel, *constants.values(), *(arg.dtype if isinstance(arg, Tensor) else arg is None for arg in args))
     begin = None if key in first_starts else time.perf_counter()
+    hand_over(kernel, grid, args, warps, constants)
+    if begin is not None:
+        first_starts[key] = time.perf_counter() - begin
+
+
+def hand_over(kernel: Any, grid: Sequence[int], args: Sequence[Any], warps: int, constants: dict[str, Any]) -> None:
+    """What `start` does last: give Triton a kernel and its arguments."""
     device = args[0].device
     guard = nullcontext() if INTERPRETED else torch.get_device_module(device).device(device)
     with guard:
         # Triton's default for fusing multiply and add depends on its version.
         kernel[tuple(grid)](*args, **constants, num_warps=warps, enable_fp_fusion=True)
-    if begin is not None:
-        first_starts[key] = time.perf_counter() - begin
 
 
 def first_start_seconds() -> dict[str, float]:

@@ -1,8 +1,8 @@
 """What the orders of additive pooling share: tiles, scores, and the maps between tokens and pooled vectors.
 
-A program works on tiles [head, run, lane, channel]: LANES tokens lie side by side in its threads, RUN of them follow each
-other in a thread's registers. Sums over tokens are kept for each lane by itself, so that threads exchange nothing but the
-scores while they read. A pooled tile has PH rows: one for per_head, whose heads lie side by side in [D], else one a head.
+A program works on tiles [head, lane, channel] of as many tokens as it has lanes. Sums over tokens are kept for each lane by
+itself, so that threads exchange nothing but the scores while they read. A pooled tile has PH rows: one for per_head, whose
+heads lie side by side in [D], else one a head.
 """
 
 from typing import Any
@@ -19,24 +19,24 @@ from .tokens import rows, strides
 
 @triton.jit
 def own_channels(group, D: tl.constexpr, H: tl.constexpr, PER_HEAD: tl.constexpr, BH: tl.constexpr, BD: tl.constexpr):
-    """Which channels each head of a group owns, for per_head: [BH,1,1,BD]."""
+    """Which channels each head of a group owns, for per_head: [BH,1,BD]."""
     E: tl.constexpr = D // H if PER_HEAD else D
     h, d = group * BH + tl.arange(0, BH), tl.arange(0, BD)
-    return ((d[None, :] // E) == h[:, None])[:, None, None, :]
+    return ((d[None, :] // E) == h[:, None])[:, None, :]
 
 
 @triton.jit
 def heads_at(group, D: tl.constexpr, H: tl.constexpr, BH: tl.constexpr, BD: tl.constexpr):
-    """Where a group's heads lie in [H,D], and which places there are: [BH,1,1,BD]."""
+    """Where a group's heads lie in [H,D], and which places there are: [BH,1,BD]."""
     h, d = group * BH + tl.arange(0, BH), tl.arange(0, BD)
-    return (h[:, None] * D + d[None, :])[:, None, None, :], ((h < H)[:, None] & (d < D)[None, :])[:, None, None, :]
+    return (h[:, None] * D + d[None, :])[:, None, :], ((h < H)[:, None] & (d < D)[None, :])[:, None, :]
 
 
 @triton.jit
 def pooled_at(b, group, D: tl.constexpr, H: tl.constexpr, PER_HEAD: tl.constexpr, BH: tl.constexpr, BD: tl.constexpr):
-    """Where a group's pooled vectors lie in [B,H,D/H] or [B,H,D], and which places there are: [PH,1,1,BD]."""
+    """Where a group's pooled vectors lie in [B,H,D/H] or [B,H,D], and which places there are: [PH,1,BD]."""
     if PER_HEAD:
-        d = tl.arange(0, BD)[None, None, None, :]
+        d = tl.arange(0, BD)[None, None, :]
         at, inside = b * D + d, (d < D) & (d // (D // H) // BH == group)
     else:
         at, inside = heads_at(group, D, H, BH, BD)
@@ -46,7 +46,7 @@ def pooled_at(b, group, D: tl.constexpr, H: tl.constexpr, PER_HEAD: tl.constexpr
 
 @triton.jit
 def load_heads(weight, group, D: tl.constexpr, H: tl.constexpr, BH: tl.constexpr, BD: tl.constexpr):
-    """A group's rows of [H,D], zeros for heads that are not there: [BH,1,1,BD]."""
+    """A group's rows of [H,D], zeros for heads that are not there: [BH,1,BD]."""
     at, inside = heads_at(group, D, H, BH, BD)
     return tl.load(weight + at, mask=inside, other=0.0)
 
@@ -55,7 +55,7 @@ def load_heads(weight, group, D: tl.constexpr, H: tl.constexpr, BH: tl.constexpr
 def load_pooled(
     vectors, b, group, D: tl.constexpr, H: tl.constexpr, PER_HEAD: tl.constexpr, BH: tl.constexpr, BD: tl.constexpr
 ):
-    """A group's pooled vectors: [PH,1,1,BD]."""
+    """A group's pooled vectors: [PH,1,BD]."""
     at, inside = pooled_at(b, group, D, H, PER_HEAD, BH, BD)
     return tl.load(vectors + at, mask=inside, other=0.0)
 
@@ -65,22 +65,22 @@ def load_tokens(
     x, b, n, live, batch_stride, token_stride,
     D: tl.constexpr, BD: tl.constexpr, VEC: tl.constexpr, ALIGN: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
-    """What live tokens hold, zeros for the others: [1,RUN,LANES,BD]."""
+    """What live tokens hold, zeros for the others: [1,LANES,BD]."""
     at, inside = tokens_at(x, b, n, live, batch_stride, token_stride, D, BD, VEC, ALIGN)
     return tl.load(at, mask=inside, other=0.0).to(ACC)
 
 
 @triton.jit
 def scalars_at(b, group, H: tl.constexpr, BH: tl.constexpr):
-    """Where a group's heads lie in [B,H], and which places there are: [BH,1,1]."""
-    h = (group * BH + tl.arange(0, BH))[:, None, None]
+    """Where a group's heads lie in [B,H], and which places there are: [BH,1]."""
+    h = (group * BH + tl.arange(0, BH))[:, None]
     return b * H + h, h < H
 
 
 @triton.jit
-def token_tile(first, end, mask, b, N, RUN: tl.constexpr, LANES: tl.constexpr):
-    """The tokens from `first` on, which there are and which take part: [RUN,LANES] each."""
-    n = first + tl.arange(0, RUN)[:, None] * LANES + tl.arange(0, LANES)[None, :]
+def token_tile(first, end, mask, b, N, LANES: tl.constexpr):
+    """The tokens from `first` on, which there are and which take part: [LANES] each."""
+    n = first + tl.arange(0, LANES)
     there = n < end
     live = there
     if mask is not None:
@@ -92,30 +92,30 @@ def token_tile(first, end, mask, b, N, RUN: tl.constexpr, LANES: tl.constexpr):
 def tokens_at(
     x, b, n, which, batch_stride, token_stride, D: tl.constexpr, BD: tl.constexpr, VEC: tl.constexpr, ALIGN: tl.constexpr
 ):
-    """Addresses of the tokens n of a [B,N,D], and the places of those that `which` picks: [1,RUN,LANES,BD]."""
-    d = tl.max_contiguous(tl.arange(0, BD), VEC)[None, None, None, :]  # the width of an access
-    at = rows(x, b, n[None, :, :, None], batch_stride, token_stride, ALIGN) + d
-    return at, which[None, :, :, None] & (d < D)
+    """Addresses of the tokens n of a [B,N,D], and the places of those that `which` picks: [1,LANES,BD]."""
+    d = tl.max_contiguous(tl.arange(0, BD), VEC)[None, None, :]  # the width of an access
+    at = rows(x, b, n[None, :, None], batch_stride, token_stride, ALIGN) + d
+    return at, which[None, :, None] & (d < D)
 
 
 @triton.jit
 def weights_at(p, own, PER_HEAD: tl.constexpr):
-    """Weights p [BH,RUN,LANES] beside pooled parts: [1,RUN,LANES,BD], each channel its head's, or [BH,RUN,LANES,1]."""
-    return tl.sum(tl.where(own, p[:, :, :, None], 0.0), axis=0, keep_dims=True) if PER_HEAD else p[:, :, :, None]
+    """Weights p [BH,LANES] beside pooled parts: [1,LANES,BD], each channel its head's, or [BH,LANES,1]."""
+    return tl.sum(tl.where(own, p[:, :, None], 0.0), axis=0, keep_dims=True) if PER_HEAD else p[:, :, None]
 
 
 @triton.jit
 def project(y, vectors, own, PER_HEAD: tl.constexpr):
-    """⟨y_n, vectors_h⟩ of pooled parts: [1,RUN,LANES,BD] and [PH,1,1,BD] -> [BH,RUN,LANES]."""
+    """⟨y_n, vectors_h⟩ of pooled parts: [1,LANES,BD] and [PH,1,BD] -> [BH,LANES]."""
     products = y * vectors
     if PER_HEAD:
         products = tl.where(own, products, 0.0)
-    return tl.sum(products, axis=3)
+    return tl.sum(products, axis=2)
 
 
 @triton.jit
 def scatter(p, vectors, own, PER_HEAD: tl.constexpr):
-    """Σ_h p_nh vectors_h, each into the part that its head pools: [1,RUN,LANES,BD]."""
+    """Σ_h p_nh vectors_h, each into the part that its head pools: [1,LANES,BD]."""
     return tl.sum(weights_at(p, own, PER_HEAD) * vectors, axis=0, keep_dims=True)
 
 
@@ -133,7 +133,7 @@ def inverse(total):
 
 @triton.jit
 def load_softmax(normaliser, b, group, H: tl.constexpr, BH: tl.constexpr):
-    """Of a group's softmax, what α = exp(s - shift) · factor takes: [BH,1,1] each; heads that are not there weigh 0."""
+    """Of a group's softmax, what α = exp(s - shift) · factor takes: [BH,1] each; heads that are not there weigh 0."""
     at, inside = scalars_at(b, group, H, BH)
     largest = tl.load(normaliser + 2 * at, mask=inside, other=0.0)
     total = tl.load(normaliser + 2 * at + 1, mask=inside, other=0.0)
@@ -142,8 +142,8 @@ def load_softmax(normaliser, b, group, H: tl.constexpr, BH: tl.constexpr):
 
 @triton.jit
 def attention(xt, w, live, shift, factor, scale):
-    """α of a tile of tokens: [BH,RUN,LANES]."""
-    s = tl.where(live[None], tl.sum(xt * w, axis=3) * scale, float("-inf"))
+    """α of a tile of tokens: [BH,LANES]."""
+    s = tl.where(live[None], tl.sum(xt * w, axis=2) * scale, float("-inf"))
     return tl.exp(s - shift) * factor
 
 
@@ -162,17 +162,8 @@ def load_group(
 
 FORWARD, BACKWARD, GATHER, SCATTER = range(4)  # the passes, each with its own tiles
 
-# (places [head, channel] of a thread, RUN) of each pass and per_head that ptxas finds registers for.
-_BUDGETS = {
-    (FORWARD, True): (64, 1),
-    (FORWARD, False): (32, 1),
-    (BACKWARD, True): (32, 2),
-    (BACKWARD, False): (32, 2),
-    (GATHER, True): (32, 1),
-    (GATHER, False): (16, 1),
-    (SCATTER, True): (16, 1),
-    (SCATTER, False): (16, 1),
-}
+# Places [head, channel] of a thread that ptxas finds registers for, by pass: with per_head and without.
+_BUDGETS = {FORWARD: (64, 32), BACKWARD: (32, 32), GATHER: (32, 16), SCATTER: (16, 16)}
 
 # A sum runs over so many tiles at most, which bounds its rounding error; further tokens are other programs'.
 _LONGEST = 512
@@ -180,15 +171,14 @@ _LONGEST = 512
 
 def _tile(channels: int, heads: int, itemsize: int, per_head: bool, order: int) -> tuple[int, dict[str, int]]:
     """Warps and tile sizes of a pass: each channel of a thread costs it registers for every head of its tile."""
-    places, run = _BUDGETS[order, per_head]
+    places = _BUDGETS[order][not per_head]
     block_channels, block_heads = max(16, triton.next_power_of_2(channels)), triton.next_power_of_2(heads)
     while block_heads > 1 and block_heads * block_channels > 8 * 32 * places:
         block_heads //= 2
     warps = 4 if block_heads * block_channels <= 4 * 32 * places else 8
     each = max(1, min(16 // itemsize, places // block_heads))  # channels of a token for a thread, one access wide
     lanes = min(64, max(1, warps * 32 * each // block_channels))
-    run = run if lanes > 1 else 1
-    return warps, {"BH": block_heads, "BD": block_channels, "RUN": run, "LANES": lanes, "VEC": min(each, 16 // itemsize)}
+    return warps, {"BH": block_heads, "BD": block_channels, "LANES": lanes, "VEC": min(each, 16 // itemsize)}
 
 
 class Plan:
@@ -198,7 +188,7 @@ class Plan:
         batch, count, channels = x.shape
         self.batch, self.count, self.width = batch, count, channels // heads if per_head else channels
         self.warps, tile = _tile(channels, heads, x.element_size(), per_head, order)
-        self.groups, block = triton.cdiv(heads, tile["BH"]), tile["RUN"] * tile["LANES"]
+        self.groups, block = triton.cdiv(heads, tile["BH"]), tile["LANES"]
         self.chunks, self.tokens = launch.split(batch, count, block, x.device)
         if self.tokens > _LONGEST * block:
             self.tokens = _LONGEST * block

@@ -33,5 +33,7 @@ def test_every_op(which, architecture, dtypes, tmp_path):
     found = json.loads(done.stdout.splitlines()[-1])
     print(found)
     assert found["wrong"] == 0
-    assert found["problems"] == dict.fromkeys(dtypes, 13)
+    refused = found["refused"]  # by name, products on tensor cores that the machine does not know
+    assert {name: found["problems"][name] + refused.get(name, 0) for name in dtypes} == dict.fromkeys(dtypes, 15)
+    assert not refused or architecture > 80
     assert found["kernels"] >= 20 * len(dtypes)

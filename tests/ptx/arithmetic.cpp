@@ -112,11 +112,22 @@ template <auto f> Run floats2(Statement& s, Type type, const Mode& mode) {
   }
 }
 
+template <auto f, class T> constexpr auto widened2 = [](T a, float b) { return f(float(a), b); };
+template <auto f, class T> constexpr auto widened3 = [](T a, T b, float c) { return f(float(a), float(b), c); };
+
 // add, sub of both kinds of numbers, mul of floating point
 template <auto whole, auto real> void decode_both(Statement& s, Instruction& i) {
   const Mode mode = mode_of(s);
   const Type type = s.type();
   i.option = uint32_t(mode.rounding);
+  if (type == Type::F32 && !s.done() && s.op != "mul") {  // of a first operand that is narrower
+    const Type narrow = s.type();
+    i.d[0] = s.target(0, type), i.a[0] = s.source(1, narrow), i.b[0] = s.source(2, type);
+    if (mode.plain() && narrow == Type::F16) i.run = binary<float, Half, widened2<real, Half>, float>;
+    if (mode.plain() && narrow == Type::BF16) i.run = binary<float, Bfloat, widened2<real, Bfloat>, float>;
+    if (!i.run) s.unknown("of this type");
+    return;
+  }
   operands(s, i, type, 2);
   if (is_float(type)) i.run = floats2<real>(s, type, mode);
   if constexpr (!std::is_null_pointer_v<decltype(whole)>)
@@ -161,6 +172,14 @@ void decode_fma(Statement& s, Instruction& i) {
   const Mode mode = mode_of(s);
   const Type type = s.type();
   i.option = uint32_t(mode.rounding);
+  if (type == Type::F32 && !s.done()) {  // of two operands that are narrower
+    const Type narrow = s.type();
+    i.d[0] = s.target(0, type), i.a[0] = s.source(1, narrow), i.b[0] = s.source(2, narrow), i.c[0] = s.source(3, type);
+    if (mode.plain() && narrow == Type::F16) i.run = ternary<float, Half, widened3<kFma, Half>, Half, float>;
+    if (mode.plain() && narrow == Type::BF16) i.run = ternary<float, Bfloat, widened3<kFma, Bfloat>, Bfloat, float>;
+    if (!i.run) s.unknown("of this type");
+    return;
+  }
   operands(s, i, type, 3);
   if (type != Type::F32 && (type == Type::F64 ? mode.ftz || mode.sat : !mode.plain())) s.unknown("of this type in this mode");
   switch (type) {

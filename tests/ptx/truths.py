@@ -152,6 +152,10 @@ def reals():
             f = flushed(f) if "ftz" in more else f
             f = saturated(f) if "sat" in more else f
             yield f"{name}.{mode}{more}.{t}", f"{t} = {t} {t}" + f" {t}" * (name == "fma"), f
+    for t in ("f16", "bf16"):  # what is narrower than the sum
+        for name, f in sums.items():
+            yield f"{name}.rn.f32.{t}", f"f32 = {t} f32", summed(f, "rn")
+        yield f"fma.rn.f32.{t}", f"f32 = {t} {t} f32", fused("rn")
     for t in ("f32", "f64"):
         yield f"div.rn.{t}", f"{t} = {t} {t}", quotient
         yield f"rcp.rn.{t}", f"{t} = {t}", lambda a: quotient(1.0, a)

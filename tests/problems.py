@@ -102,7 +102,7 @@ def assert_accurate(out: Tensor, truth: Tensor, label: str = "", **bounds: Any) 
     assert out.shape == truth.shape, f"{label}: shape {list(out.shape)}, expected {list(truth.shape)}"
     if out.numel() == 0:
         return
-    out = out.detach()
+    out = out.detach().cpu()
     assert out.isfinite().all(), f"{label}: {int((~out.isfinite()).sum())} of {out.numel()} values are not finite"
     whole, each = errors(out, truth, **bounds)
     rms = truth.square().mean().sqrt()
@@ -149,7 +149,13 @@ SHAPES = (
     Problem(2, 19, 1024, 4),  # the widest of LadaGAN
     Problem(1, 5, 48, 16),  # more heads than tokens
     Problem(0, 5, 8, 2),  # an empty batch
+    # A row of threads comes to its fourth tile of tokens and beyond, which were asked for while it worked on others:
+    Problem(1, 253, 64, 4),  # up to four heads
+    Problem(1, 125, 40, 8),  # up to eight, none of whole vectors
+    Problem(1, 15, 1024, 8),  # rows of a whole block
+    Problem(1, 253, 48, 16),  # more than eight heads
 )
+LONG = Problem(2, 125, 24, 3)  # several tiles again, for options of all kinds
 SMALL = Problem(2, 5, 6, 2)  # for checks that cost a run per element
 
 MASKS = {

@@ -1,10 +1,12 @@
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 from problems import (
     ATTENTION,
     DTYPES,
+    LONG,
     MASKS,
     SHAPES,
     Problem,
@@ -35,7 +37,7 @@ def test_orders(problem, dtype, backend, device):
 @pytest.mark.parametrize("dtype", FINE, ids=str)
 @pytest.mark.parametrize("mask", MASKS)
 def test_masks(mask, dtype, backend, device):
-    judge(ATTENTION, Problem(3, 37, 24, 3, mask=mask), dtype, device)
+    judge(ATTENTION, replace(LONG, mask=mask), dtype, device)
 
 
 @pytest.mark.parametrize("scale", [0.0, -0.7, 2.5])
@@ -67,7 +69,7 @@ def test_one_tensor_as_q_k_and_v(finest, device):
 @pytest.mark.parametrize("dtype", FINE, ids=str)
 @pytest.mark.parametrize("mask", ["random", "first_row_masked", "all_masked"])
 def test_what_masked_queries_hold_leaks_at_no_order(mask, dtype, backend, device):
-    problem = Problem(3, 37, 24, 3, mask=mask)
+    problem = replace(LONG, mask=mask)
     options = ATTENTION.options(problem, device)
     inputs = make_inputs(ATTENTION, problem, dtype, device)
     grad, cotangents = make_cotangents(ATTENTION, problem, inputs)

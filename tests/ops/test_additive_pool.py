@@ -1,10 +1,12 @@
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 from problems import (
     DTYPES,
     HALVES,
+    LONG,
     MASKS,
     POOL,
     SHAPES,
@@ -30,6 +32,9 @@ WHOLE = (
     Problem(1, 1031, 16, 8, per_head=False),
     Problem(2, 9, 257, 2, per_head=False),
     Problem(0, 4, 8, 3, per_head=False),
+    Problem(1, 125, 64, 4, per_head=False),  # several tiles of tokens, as in SHAPES
+    Problem(1, 15, 1024, 8, per_head=False),
+    Problem(1, 253, 48, 16, per_head=False),
 )
 
 
@@ -43,7 +48,7 @@ def test_orders(problem, dtype, backend, device):
 @pytest.mark.parametrize("per_head", [True, False])
 @pytest.mark.parametrize("mask", MASKS)
 def test_masks(mask, per_head, dtype, backend, device):
-    judge(POOL, Problem(3, 37, 24, 3, per_head=per_head, mask=mask), dtype, device)
+    judge(POOL, replace(LONG, per_head=per_head, mask=mask), dtype, device)
 
 
 @pytest.mark.parametrize("scale", [0.0, -0.7, 2.5])
@@ -75,7 +80,7 @@ def test_all_masked_rows_are_zero_with_zero_gradients(per_head, dtype, backend, 
 @pytest.mark.parametrize("mask", ["random", "first_row_masked", "all_masked"])
 @pytest.mark.parametrize("junk", [math.nan, math.inf])
 def test_what_masked_tokens_hold_leaks_at_no_order(junk, mask, per_head, dtype, backend, device):
-    problem = Problem(3, 37, 24, 3, per_head=per_head, mask=mask)
+    problem = replace(LONG, per_head=per_head, mask=mask)
     options = POOL.options(problem, device)
     x, w = make_inputs(POOL, problem, dtype, device)
     grad, (cot_x, cot_w) = make_cotangents(POOL, problem, [x, w])
@@ -166,7 +171,7 @@ def test_weights_with_gradients(finest, device):
 @pytest.mark.parametrize("dtype", HALVES, ids=str)
 @pytest.mark.parametrize("mask", [None, "random"])
 def test_float32_weight_beside_half_tokens(mask, dtype, backend, device):
-    judge(POOL, Problem(3, 37, 24, 3, mask=mask, per_head=False), dtype, device, wide_parameters=True)
+    judge(POOL, replace(LONG, mask=mask, per_head=False), dtype, device, wide_parameters=True)
 
 
 def test_mask_in_any_layout(finest, device):

@@ -33,6 +33,7 @@ import lada_kernels.reference.gated_product as reference_gate
 from lada_kernels import use_backend
 
 ALIGNED, ODD = Problem(3, 9, 32, 4), Problem(2, 5, 15, 3)
+TILES = Problem(2, 15, 512, 4)  # several of them for each row of threads
 FINE = (torch.float64, torch.float32, torch.bfloat16)
 each_op = pytest.mark.parametrize("op", OPS, ids=str)
 each_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -72,6 +73,13 @@ def test_layout_of_gradients(op, layout, problem, dtype, backend, device):
     judge(op, problem, dtype, device, grad_layout=layout)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("layout", [name for name in LAYOUTS if "expanded" not in name])
+@each_op
+def test_layout_of_several_tiles(op, layout, dtype, backend, device):
+    judge(op, TILES, dtype, device, layout=layout, grad_layout=layout)
+
+
 @pytest.mark.parametrize("layout", LAYOUTS)
 @each_op
 def test_results_are_dense_and_own_their_memory(op, layout, backend, device):
@@ -84,7 +92,7 @@ def test_results_are_dense_and_own_their_memory(op, layout, backend, device):
 
 
 @pytest.mark.parametrize("dtype", HALVES, ids=str)
-@pytest.mark.parametrize("problem", [ALIGNED, ODD], ids=str)
+@pytest.mark.parametrize("problem", [ALIGNED, ODD, TILES], ids=str)
 @each_op
 def test_float32_parameters_beside_half_tokens(op, problem, dtype, backend, device):
     judge(op, problem, dtype, device, wide_parameters=True)

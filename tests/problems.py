@@ -158,9 +158,9 @@ SHAPES = (
     Problem(0, 5, 8, 2),  # an empty batch
     # A row of threads comes to its fourth tile of tokens and beyond, which were asked for while it worked on others:
     Problem(1, 253, 64, 4),  # up to four heads
-    Problem(1, 253, 40, 8),  # up to eight, none of whole vectors
-    Problem(1, 31, 1024, 8),  # rows of a whole block
-    Problem(1, 509, 48, 16),  # more than eight heads
+    Problem(1, 125, 40, 8),  # up to eight, none of whole vectors
+    Problem(1, 15, 1024, 8),  # rows of a whole block
+    Problem(1, 253, 48, 16),  # more than eight heads
 )
 LONG = Problem(2, 125, 24, 3)  # several tiles again, for options of all kinds
 SMALL = Problem(2, 5, 6, 2)  # for checks that cost a run per element

@@ -32,9 +32,9 @@ WHOLE = (
     Problem(1, 1031, 16, 8, per_head=False),
     Problem(2, 9, 257, 2, per_head=False),
     Problem(0, 4, 8, 3, per_head=False),
-    Problem(1, 253, 64, 4, per_head=False),  # several tiles of tokens, as in SHAPES
-    Problem(1, 31, 1024, 8, per_head=False),
-    Problem(1, 509, 48, 16, per_head=False),
+    Problem(1, 125, 64, 4, per_head=False),  # several tiles of tokens, as in SHAPES
+    Problem(1, 15, 1024, 8, per_head=False),
+    Problem(1, 253, 48, 16, per_head=False),
 )
 
 

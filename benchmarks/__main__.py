@@ -28,7 +28,7 @@ def default_device() -> str:
 
 
 def choose_backends(device: str, wanted: str | None) -> dict[str, str]:
-    """What our contestants are called, and their backends: `wanted`, or all that there are for the device."""
+    """What our contestants are called, and their backends: of those `wanted`, or of the device's, the ones that can run."""
     names = wanted.split(",") if wanted else ["cpu"] if device == "cpu" else ["cuda", "triton"]
     reasons = available()
     if unknown := [name for name in names if name not in reasons]:
@@ -36,7 +36,7 @@ def choose_backends(device: str, wanted: str | None) -> dict[str, str]:
     for name in names:
         if reasons[name]:
             print(f"backend {name!r} is left out: {reasons[name]}")
-    names = [name for name in names if wanted or reasons[name] is None]
+    names = [name for name in names if reasons[name] is None]
     if not names:
         raise SystemExit(f"there is no backend for {device}")
     return {"ours": names[0]} if len(names) == 1 else {name: name for name in names}

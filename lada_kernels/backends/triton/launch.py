@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from typing import Any
 
+import numpy
 import torch
 import triton
 import triton.language as tl
@@ -37,6 +38,13 @@ def _add_up(parts, total, slots, size, SLOTS: tl.constexpr, BLOCK: tl.constexpr)
 def real(value, kind: tl.constexpr):
     """The float that a kernel was started with; a float64 kernel has its bits."""
     return tl.cast(tl.cast(value, tl.int64), tl.float64, bitcast=True) if kind == tl.float64 else value
+
+
+@triton.jit
+def _loop(count):
+    """What an interpreter is tried with: not every Triton's can loop with every numpy."""
+    for first in range(0, count, 2):
+        tl.sum(first + tl.arange(0, 2), axis=0)
 
 
 # TRITON_INTERPRET is read where a kernel is decorated.
@@ -125,6 +133,10 @@ def device_type() -> str:
 def why_no_device() -> str | None:
     """None where kernels can be started."""
     if INTERPRETED:
+        try:
+            _loop[(1,)](3)
+        except Exception as error:
+            return f"triton {triton.__version__} cannot interpret its kernels with numpy {numpy.__version__} ({error})"
         return None
     try:
         triton.runtime.driver.active.get_current_target()

@@ -1,4 +1,3 @@
-import importlib.util
 import os
 
 import torch
@@ -11,20 +10,3 @@ if not torch.cuda.is_available():
 # Without a GPU, CUDA's kernels are emulated, and compiled for that by the first test that runs one.
 if not torch.cuda.is_available() and cuda_emulation.unavailable() is None:
     cuda_emulation.stand_in()
-
-
-def _round_to_bfloat16() -> None:
-    """Round to the nearest bfloat16, as devices do; Triton's interpreter drops the bits."""
-    interpreter = importlib.import_module("triton.runtime.interpreter")
-    convert = interpreter._convert_float
-
-    def rounded(values, source, target, rounding_mode):
-        if (str(source), str(target)) == ("fp32", "bf16"):
-            return torch.tensor(values).bfloat16().view(torch.uint16).numpy()
-        return convert(values, source, target, rounding_mode)
-
-    interpreter._convert_float = rounded
-
-
-if os.environ.get("TRITON_INTERPRET") == "1" and importlib.util.find_spec("triton"):
-    _round_to_bfloat16()

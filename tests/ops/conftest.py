@@ -1,6 +1,6 @@
 import pytest
 import torch
-from problems import DEVICES, FINEST, TARGETS
+from problems import DEVICES, FINEST, TARGETS, skip_interpreted_bfloat16
 
 from lada_kernels import backends
 
@@ -10,6 +10,8 @@ def backend(request):
     """Run the test on this backend."""
     if request.node.callspec.params.get("dtype") == torch.float64 != FINEST[request.param]:
         pytest.skip(f"backend {request.param!r} has no float64")
+    if any(value is torch.bfloat16 for value in request.node.callspec.params.values()):
+        skip_interpreted_bfloat16(request.param)
     with backends.use_backend(request.param):
         yield request.param
 

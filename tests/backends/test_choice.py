@@ -320,6 +320,23 @@ def test_a_backend_that_is_not_available_is_refused_at_once(monkeypatch):
     assert available()["cpu"] == "it was not built"
 
 
+def test_an_interpreter_that_fails_is_not_available(monkeypatch):
+    """As that of Triton 3.6 does with numpy 2.4."""
+    interpreter = pytest.importorskip(
+        "lada_kernels.backends.triton.launch", reason="triton is not installed", exc_type=ImportError
+    )
+
+    def fail(*_):
+        raise TypeError("only 0-dimensional arrays can be converted to Python scalars")
+
+    monkeypatch.setattr(interpreter, "INTERPRETED", True)
+    monkeypatch.setattr(interpreter, "_loop", {(1,): fail})
+    why = r"triton \S+ cannot interpret its kernels with numpy \S+ \(only 0-dimensional arrays .*\)"
+    assert re.fullmatch(why, interpreter.why_no_device())
+    monkeypatch.setattr(interpreter, "_loop", {(1,): lambda count: None})
+    assert interpreter.why_no_device() is None
+
+
 @needs_cpu
 @pytest.mark.parametrize("op", OPS, ids=str)
 def test_a_backend_that_was_asked_for_never_gives_way(op, monkeypatch):

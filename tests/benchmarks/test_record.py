@@ -116,3 +116,11 @@ def test_backends_are_chosen(capsys):
         with pytest.raises(SystemExit, match="no backend for cuda"):
             command.choose_backends("cuda", None)
         assert missing["triton"] in capsys.readouterr().out
+
+
+def test_a_backend_that_cannot_run_is_left_out_with_its_reason(monkeypatch, capsys):
+    monkeypatch.setattr(command, "available", lambda: {"cuda": None, "triton": "it has no interpreter"})
+    assert command.choose_backends("cpu", "cuda,triton") == {"ours": "cuda"}
+    assert capsys.readouterr().out == "backend 'triton' is left out: it has no interpreter\n"
+    with pytest.raises(SystemExit, match="no backend for cpu"):
+        command.choose_backends("cpu", "triton")

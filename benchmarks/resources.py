@@ -262,9 +262,11 @@ def main() -> int:
     """Write the table; non-zero when a kernel spills in a loop or needs more shared memory than an architecture has."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.resources", description="Compile every Triton kernel.")
     parser.add_argument("--out", type=Path, default=TABLE, help="the table to write (%(default)s)")
-    out = parser.parse_args().out
+    parser.add_argument("--channels", type=int, nargs="+", default=CHANNELS, metavar="D", help="of the tokens (%(default)s)")
+    options = parser.parse_args()
+    out = options.out
     capabilities = architectures()
-    found = measure(every_launch(), capabilities)
+    found = measure(every_launch(options.channels), capabilities)
     out.write_text(table(found, capabilities))
     print(f"{len(found)} kernels for {len(capabilities)} architectures, written to {out}")
     bad = [

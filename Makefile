@@ -52,6 +52,7 @@ demo: $(BUILT)
 
 # Threads that wait asleep: on a busy machine, spinning ones slow the many small tests down tenfold and more.
 test: lint $(BUILT)
+	PYTHONPATH=tests $(BIN)/python -m ptx.build
 	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -q -n auto $(PYTEST_ARGS)
 
 lint: $(INSTALLED)

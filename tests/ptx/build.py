@@ -279,5 +279,5 @@ def _run(command: Sequence[str]) -> str:
 
 
 if __name__ == "__main__":  # compile all that the tests run
-    for version in sys.argv[1:] or nvccs():
-        print(version, load_kernels(version).__file__)
+    for version in [] if unavailable() else nvccs():
+        print(f"the CUDA kernels' PTX by nvcc {version}: {load_kernels(version).__file__}")

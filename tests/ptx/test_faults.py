@@ -94,5 +94,5 @@ def test_the_loop_that_nvcc_13_0_miscompiles(device, dtype, plant):
         for (int p = 0; p < P; ++p) ahead[i - 1][u][p] = ahead[i][u][p];"""
     wrong = "for (int i = 1; i < kAhead; ++i) memcpy(ahead[i - 1], ahead[i], sizeof ahead[i]);"
     plant("additive_attention.cu", "pool.h", right, wrong, device)
-    with pytest.raises(AssertionError, match="value: rms error"):
+    with pytest.raises(AssertionError, match="value: an rms error"):
         judge(ATTENTION, Problem(1, 300, 64, 4), dtype)

@@ -35,6 +35,7 @@ finder.find_spec = classmethod(find_spec)
 
 import torch
 torch.cuda.is_available, torch.cuda.device_count = lambda: True, lambda: 1
+torch.cuda.current_device, torch.cuda.get_device_capability = lambda: 0, lambda device: (9, 0)
 """
 COLLECT = BARE + 'sys.argv[0] = "pytest"\nrunpy.run_module("pytest", run_name="__main__")'
 MODULES = (

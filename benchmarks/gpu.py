@@ -109,22 +109,23 @@ def smoke(out: Path, dry: bool) -> Stage:
     def digest(outcomes: Sequence[Outcome]) -> str:
         return verdicts.table(verdicts.read(outcome.log for outcome in outcomes), expected)
 
-    return Stage("smoke", commands, 120 if dry else 55, HELPERS | FEW_THREADS, cores=1, digest=digest)
+    return Stage("smoke", commands, 300 if dry else 65, HELPERS | FEW_THREADS, cores=1, digest=digest)
 
 
 def tests(out: Path, dry: bool) -> Stage:
-    """A process for each file, but for Triton's tests, which are shared out."""
+    """A process for each file, but for Triton's tests, which are shared out; those of its float64 are left to `smoke`."""
     pytest = [*PYTHON, "-m", "pytest", "-q", "-m", "gpu"]
     if dry:
         files = ["tests/gpu/test_device.py"]
-        return Stage("tests", {file: [*pytest, file] for file in files}, 105)
+        return Stage("tests", {file: [*pytest, file] for file in files}, 95)
     folders = [f"tests/{folder}" for folder in TESTED]
     files = sorted(str(file.relative_to(ROOT)) for folder in folders for file in (ROOT / folder).glob("test_*.py"))
     commands = {file: [*pytest, "-k", "not triton", file] for file in files}
     commands |= {
-        f"triton {i} of {SHARES}": [*pytest, "-k", "triton", "--share", f"{i}/{SHARES}", *folders] for i in range(1, SHARES + 1)
+        f"triton {i} of {SHARES}": [*pytest, "-k", "triton and not float64", "--share", f"{i}/{SHARES}", *folders]
+        for i in range(1, SHARES + 1)
     }
-    return Stage("tests", commands, 105, FEW_THREADS, cores=1)
+    return Stage("tests", commands, 95, FEW_THREADS, cores=1)
 
 
 def figures(out: Path, dry: bool) -> Stage:

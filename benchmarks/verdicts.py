@@ -10,7 +10,7 @@ import json
 from collections.abc import Iterable, Sequence
 
 BACKENDS = ("cuda", "triton")
-OPS = ("additive_pool", "gated_product", "additive_attention", "modulated_layer_norm", "gated_projection")
+OPS = ("additive_pool", "additive_attention", "gated_projection", "modulated_layer_norm", "gated_product")  # slow ones first
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 ORDERS = {"forward": "forward", "backward": "backward", "double backward": "double"}  # and what a column is called
 WITHOUT = {("cuda", "float64")}  # what a backend does not compute in
@@ -41,7 +41,7 @@ def is_right(found: float | str | None) -> bool:
 
 def cell(found: float | str | None) -> str:
     if isinstance(found, float):
-        return "ok" if is_right(found) else f"{found:.2g}"
+        return "ok" if is_right(found) else f"{found:.3g}"
     return found or "not run"
 
 

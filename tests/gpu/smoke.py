@@ -36,13 +36,14 @@ from benchmarks import verdicts
 from lada_kernels import available, gated_projection, use_backend
 
 # On a GPU's many processors, rows of several tiles: batch elements of a cluster of blocks each; of more blocks, whose parts
-# a second kernel brings together; tokens left out, and whole tokens pooled.
+# a second kernel brings together; and, for the pool alone, whole tokens.
 PROBLEMS = (
     Problem(16, 1031, 64, 4),
-    Problem(4, 4099, 256, 8),
-    Problem(2, 2051, 128, 4, per_head=False, mask="random"),
+    Problem(4, 4099, 256, 8, mask="random"),
+    Problem(2, 2051, 128, 4, per_head=False),
 )
-SMALL = (Problem(2, 33, 32, 4), Problem(1, 19, 32, 8, per_head=False, mask="random"))  # where kernels are interpreted
+# Where kernels are interpreted.
+SMALL = (Problem(2, 33, 32, 4), Problem(1, 19, 32, 8, mask="random"), Problem(1, 19, 32, 8, per_head=False))
 
 
 @dataclass(frozen=True)
@@ -69,6 +70,8 @@ class Case:
 def cases(name: str, dtype: torch.dtype, device: str, small: bool) -> Iterator[Case]:
     """An op's problems, with their truth."""
     for problem in SMALL if small else PROBLEMS:
+        if not (problem.per_head or name == "additive_pool"):
+            continue
         if name == "gated_projection":
             yield projected(problem, dtype, device)
             continue
@@ -102,7 +105,7 @@ def projected(problem: Problem, dtype: torch.dtype, device: str) -> Case:
 
 
 def judge(backend: str, name: str, dtype: str, small: bool) -> bool:
-    """Print a verdict on each order; False when one is wrong, or when the device answers nothing any more."""
+    """Print a verdict on each order; False when one is wrong."""
     device, right = DEVICES[backend], True
     every = list(cases(name, getattr(torch, dtype), device, small))
     for order in verdicts.ORDERS:
@@ -118,6 +121,12 @@ def judge(backend: str, name: str, dtype: str, small: bool) -> bool:
     return right
 
 
+def why_not(backend: str, dtype: str) -> str | None:
+    """None where a dtype can be judged on a backend; Triton's interpreter truncates bfloat16, which tests/ptx judges."""
+    truncated = (backend, DEVICES[backend], dtype) == ("triton", "cpu", "bfloat16")
+    return available()[backend] or ("truncated" if truncated else None)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(
         prog="python -m gpu.smoke", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -126,14 +135,14 @@ def main() -> int:
         parser.add_argument(
             f"--{name.lower()[:-1]}", nargs="*", choices=getattr(verdicts, name), default=getattr(verdicts, name)
         )
-    parser.add_argument("--dry", action="store_true", help="the smallest sizes; a backend that cannot run is no failure")
+    parser.add_argument("--dry", action="store_true", help="the smallest sizes; what cannot be judged is no failure")
     options = parser.parse_args()
     right = True
     for place in verdicts.places():
         backend, op, dtype, order = place
         if backend not in options.backend or op not in options.op or dtype not in options.dtype:
             continue
-        if reason := available()[backend]:
+        if reason := why_not(backend, dtype):
             print(verdicts.line(place, reason))
             right &= options.dry
         elif order == "forward":

@@ -176,19 +176,18 @@ class Storages:
             self.asked[storage.data_ptr()] = storage.nbytes()
             return data_ptr(x)
 
-        def without_values(allocate: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
-            def allocated(*args: Any, **options: Any) -> torch.Tensor:
-                x = allocate(*args, **options)
-                if sys._getframe(1).f_globals["__name__"].startswith("lada_kernels.backends") and x.device.type == "cpu":
-                    begin = x.untyped_storage().data_ptr()
-                    self.fresh.add(begin)
-                    weakref.finalize(x, self.fresh.discard, begin)
-                return x
+        new_empty = torch.Tensor.new_empty
 
-            return allocated
+        def without_values(like: torch.Tensor, *args: Any, **options: Any) -> torch.Tensor:
+            x = new_empty(like, *args, **options)
+            if sys._getframe(1).f_globals["__name__"].startswith("lada_kernels.backends") and x.device.type == "cpu":
+                begin = x.untyped_storage().data_ptr()
+                self.fresh.add(begin)
+                weakref.finalize(x, self.fresh.discard, begin)
+            return x
 
-        torch.Tensor.data_ptr = noted
-        torch.Tensor.new_empty, torch.empty = without_values(torch.Tensor.new_empty), without_values(torch.empty)
+        # Methods only: with another torch.empty, torch.device("meta") would no longer say where tensors are made.
+        torch.Tensor.data_ptr, torch.Tensor.new_empty = noted, without_values
 
 
 storages = Storages()

@@ -23,7 +23,7 @@ def start(kernel: str, x: Tensor, *args: object) -> None:
     with current(x.device):
         wanted = run((*where, 0, 0), *args)
         if wanted:
-            workspace = torch.empty(wanted, dtype=torch.uint8, device=x.device)
+            workspace = x.new_empty(wanted, dtype=torch.uint8)
             run((*where, workspace.data_ptr(), wanted), *args)
 
 

@@ -109,7 +109,7 @@ def processors(device: torch.device) -> int:
 
 def parts(shape: Sequence[int], dtype: torch.dtype, like: Tensor) -> Tensor:
     """Room for partial sums [groups, slots, ...] over tensors like `like`; a sole one is the total, in its `dtype`."""
-    return torch.empty(shape, dtype=dtype if shape[1] == 1 else accumulate_dtype(like.dtype), device=like.device)
+    return like.new_empty(shape, dtype=dtype if shape[1] == 1 else accumulate_dtype(like.dtype))
 
 
 def add_up(parts: Tensor, dtype: torch.dtype | None = None) -> Tensor:

@@ -22,7 +22,7 @@ def forward(x: Tensor, gamma: Tensor, beta: Tensor, eps: float) -> tuple[Tensor,
     """As `lada_kernels.reference.modulated_layer_norm.forward`."""
     x, gamma, beta = readable(x), gamma.contiguous(), beta.contiguous()
     out = dense_like(x)
-    mean = torch.empty(x.shape[:2], dtype=accumulate_dtype(x.dtype), device=x.device)
+    mean = x.new_empty(x.shape[:2], dtype=accumulate_dtype(x.dtype))
     rstd = dense_like(mean)
     batch, tokens, channels = x.shape
     warps, tile = _tile(x, "forward")

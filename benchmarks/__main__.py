@@ -30,13 +30,13 @@ def default_device() -> str:
 def choose_backends(device: str, wanted: str | None) -> dict[str, str]:
     """What our contestants are called, and their backends: of those `wanted`, or of the device's, the ones that can run."""
     names = wanted.split(",") if wanted else ["cpu"] if device == "cpu" else ["cuda", "triton"]
-    reasons = available()
-    if unknown := [name for name in names if name not in reasons]:
-        raise SystemExit(f"--backend: unknown backend {unknown[0]!r}, expected some of {','.join(reasons)}")
+    found = available()
+    if unknown := [name for name in names if name not in found]:
+        raise SystemExit(f"--backend: unknown backend {unknown[0]!r}, expected some of {','.join(found)}")
     for name in names:
-        if reasons[name]:
-            print(f"backend {name!r} is left out: {reasons[name]}")
-    names = [name for name in names if reasons[name] is None]
+        if not found[name]:
+            print(f"backend {name!r} is left out: {found[name].reason}")
+    names = [name for name in names if found[name]]
     if not names:
         raise SystemExit(f"there is no backend for {device}")
     return {"ours": names[0]} if len(names) == 1 else {name: name for name in names}

@@ -1,8 +1,10 @@
-// The Python module lada_kernels._native: addresses and strides in, results written in place, a status as an exception.
+// The Python module lada_kernels._native: addresses and strides in by name, results written in place, a status as an exception.
 #include <cstdlib>
 #include <stdexcept>
 #include <string>
 #include <vector>
+
+#include <pybind11/stl.h>
 
 #include "arguments.h"
 #include "cuda_bindings.h"
@@ -68,10 +70,9 @@ const Kernels& kernels() {
   return chosen;
 }
 
-template <class Arguments, class... Passed>
-auto on_cpu(Status (*Kernels::*kernel)(const Arguments&), Arguments (*make)(Passed...)) {
-  return [kernel, make](Passed... passed) {
-    const Arguments arguments = make(passed...);
+template <class Arguments> auto on_cpu(Status (*Kernels::*kernel)(const Arguments&)) {
+  return [kernel](const py::kwargs& given) {
+    const Arguments arguments = arguments_from<Arguments>(given);
     Status status;
     {
       const py::gil_scoped_release release;
@@ -112,7 +113,7 @@ PYBIND11_MODULE(_native, m) {
   m.def("build_info", build_info);
   m.def("instruction_sets", [] { return names(supported()); });
 
-#define LADA_BIND(kernel, Arguments) m.def(#kernel, on_cpu(&Kernels::kernel, &From<Arguments>::make));
+#define LADA_BIND(kernel, Arguments) m.def(#kernel, on_cpu(&Kernels::kernel));
   LADA_FOR_EACH_KERNEL(LADA_BIND)
 #undef LADA_BIND
 #ifdef LADA_CUDA_ARCHS

@@ -150,16 +150,6 @@ struct NormDoubleBackward {
   void* out_gamma;  // A [B,D] or null
 };
 
-struct Winograd {  // maps and their tiles of 4x4 values, one for every 2x2 pixels
-  Shape shape;        // tokens: tiles in a map, row by row
-  int64_t columns;    // of tiles
-  void* map;          // T [B, 2 rows, 2 columns, C], dense channels
-  int64_t batch_stride, row_stride, pixel_stride;
-  void* tiles;        // T [16, B, tiles, C], dense but for the first stride
-  int64_t place_stride;
-  bool mirrored;      // for a kernel mirrored in both directions
-};
-
 // Every kernel, once per instruction set (baseline, avx2, avx512): the same list for all.
 #define LADA_FOR_EACH_KERNEL(APPLY)                      \
   APPLY(additive_pool_forward, PoolForward)              \
@@ -173,10 +163,7 @@ struct Winograd {  // maps and their tiles of 4x4 values, one for every 2x2 pixe
   APPLY(additive_attention_double_backward, AttentionDoubleBackward) \
   APPLY(modulated_layer_norm_forward, NormForward)       \
   APPLY(modulated_layer_norm_backward, NormBackward)     \
-  APPLY(modulated_layer_norm_double_backward, NormDoubleBackward) \
-  APPLY(winograd_input, Winograd)                        \
-  APPLY(winograd_output, Winograd)                       \
-  APPLY(winograd_gradient, Winograd)
+  APPLY(modulated_layer_norm_double_backward, NormDoubleBackward)
 
 #define LADA_DECLARE(name, Arguments) Status name(const Arguments&);
 namespace baseline { LADA_FOR_EACH_KERNEL(LADA_DECLARE) }

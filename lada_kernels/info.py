@@ -36,7 +36,7 @@ def collect() -> dict[str, Any]:
             "triton": _version("triton"),
         },
         "devices": {"cpu": _cpu(), "cuda": _cuda()},
-        "backends": available(),
+        "backends": {name: found.reason for name, found in available().items()},
         "triton_first_starts": _first_starts(),
         "environment": {name: os.environ[name] for name in VARIABLES if name in os.environ},
     }
@@ -81,7 +81,7 @@ def _first_starts() -> dict[str, float]:
 
 def _try_triton() -> None:
     """Start Triton's pooling kernel once, so that there is a first start to report."""
-    if available()["triton"] is None:
+    if available()["triton"]:
         from lada_kernels.backends.triton import launch
 
         with use_backend("triton"):

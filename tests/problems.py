@@ -22,7 +22,7 @@ DEVICES = {"reference": "cpu", "cpu": "cpu", "cuda": _GPU, "triton": _GPU, "bloc
 
 
 def _target(name: str) -> Any:
-    reason = backends.available()[name]
+    reason = backends.available()[name].reason
     marks = [pytest.mark.skipif(reason is not None, reason=f"backend {name!r}: {reason}")]
     return pytest.param(name, marks=marks + [pytest.mark.gpu] * (DEVICES[name] != "cpu"))
 

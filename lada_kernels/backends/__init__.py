@@ -1,46 +1,38 @@
-"""Who computes: the choice of a backend, its refusal, and the explanation of both.
-
-A backend is a module of this package with `unavailable() -> reason | None`, about this machine, `refuses(op, kind) ->
-reason | None`, about tensors and the device that they are on, and `kernels(op)`, which returns the op's three entry points, or
-its forward alone for `gated_projection`, whose gradients are taken by other ops:
-
-    forward(...)                  what the reference's forward takes and returns
-    backward(needs, ...)          the reference's backward; a result whose flag in `needs` is False may come as None
-    double_backward(needs, ...)   likewise
-"""
+"""Which backend computes an op: the choice, its refusal, and the explanation of both."""
 
 import functools
 import os
-import types
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
 from . import blockwise, cpu, cuda, reference, triton
-from .arguments import Kind
+from .base import Availability, Backend, Kernels, Kind
 
 LINEAR = ("additive_pool", "gated_product", "additive_attention", "modulated_layer_norm", "gated_projection")
 QUADRATIC = ("dot_product_attention", "l2_attention")  # attention over pairs of tokens
+MAPS = ("convolution", "batch_norm")  # torch's own kernels, whichever backend is asked for
 OPS = LINEAR + QUADRATIC
 
-_BACKENDS: dict[str, types.ModuleType] = {
+_BACKENDS: dict[str, Backend] = {
     "cpu": cpu,
     "cuda": cuda,
     "triton": triton,
     "blockwise": blockwise,
     "reference": reference,
 }
-# The ops that each has kernels for.
-_KERNELS = {"cpu": LINEAR, "cuda": LINEAR, "triton": LINEAR, "blockwise": QUADRATIC, "reference": OPS}
 
 # In order of preference; the reference runs anything and comes last. CUDA comes before Triton because it compiles nothing
 # when it runs: the two have not been measured against each other.
 _ORDER = ("cpu", "cuda", "triton", "blockwise", "reference")
 _ORDERS = {"gated_projection": ("cpu", "triton", "cuda", "blockwise", "reference")}  # only Triton's never writes k and v
+
+AUTOMATIC = "automatic"  # no backend was asked for
+WHEN_RUN = ""  # compiled code asks when it runs
 
 
 class BackendError(RuntimeError):
@@ -64,9 +56,9 @@ class Explanation:
         return f"{self.op} runs on {self.backend}{others}"
 
 
-def available() -> dict[str, str | None]:
-    """Every backend by name: None when it can run on this machine, else the reason why not."""
-    return {name: backend.unavailable() for name, backend in _BACKENDS.items()}
+def available() -> dict[str, Availability]:
+    """Every backend by name: whether it can run on this machine, with the reason if it cannot."""
+    return {name: Availability(backend.unavailable()) for name, backend in _BACKENDS.items()}
 
 
 def explain(op: str, *tensors: torch.Tensor) -> Explanation:
@@ -86,71 +78,74 @@ def explain(op: str, *tensors: torch.Tensor) -> Explanation:
     if not tensors:
         raise ValueError("tensors: got none, expected the op's tensor arguments")
     kind = Kind.of(tensors[0])
-    chosen = _choose(op, kind, _requested)
+    chosen = _choose(op, kind, _requested.get())
     reasons = {}
     for name in _BACKENDS:
         if name != chosen:
-            reasons[name] = _reason(name, op, kind) or _outranked(name, chosen, op)
+            reasons[name] = _BACKENDS[name].refuses(op, kind) or _outranked(name, chosen, op)
     return Explanation(op, chosen, reasons)
 
 
 @contextmanager
 def use_backend(name: str) -> Iterator[None]:
-    """Run every op on the backend `name` inside the `with` block, in this process (backward threads included).
+    """Run every op on the backend `name` inside the `with` block, in this thread or asynchronous task.
+
+    Gradients run on the backend that ran the op, wherever they are computed. Compiled code chooses when it runs, its gradients
+    too.
 
     Raises:
         ValueError: there is no backend of that name.
         BackendError: the backend cannot run on this machine; later, that it cannot run an op on the tensors given.
     """
-    global _requested
     _check_name("name", name)
     reason = _BACKENDS[name].unavailable()
     if reason:
         raise BackendError(f"backend {name!r} is not available: {reason}")
-    before, _requested = _requested, name
+    token = _requested.set(name)
     try:
         yield
     finally:
-        _requested = before
+        _requested.reset(token)
+
+
+def requested() -> str:
+    """What an op is called with: the name of the backend asked for, or AUTOMATIC; in code that is being compiled WHEN_RUN."""
+    return WHEN_RUN if torch.compiler.is_compiling() else _requested.get()
 
 
 def chosen(op: str, tensor: torch.Tensor) -> str:
     """The name of the backend that computes `op` for tensors like this one."""
-    return _choose(op, Kind.of(tensor), _requested)
+    return _choose(op, Kind.of(tensor), _requested.get())
 
 
-def kernels(op: str, tensor: torch.Tensor) -> Any:
-    """The three entry points that compute `op` for tensors on this tensor's device, of its dtype and channels."""
-    return _kernels(op, tensor.device, tensor.dtype, tensor.size(-1), _requested)
+def kernels(op: str, tensor: torch.Tensor, requested: str) -> Kernels:
+    """The kernels that compute `op` for tensors like this one, on the backend that was `requested` when the op was called."""
+    return _kernels(op, tensor.device, tensor.dtype, tensor.size(-1), requested or _requested.get())
 
 
 @functools.cache
-def _kernels(op: str, device: torch.device, dtype: torch.dtype, channels: int, requested: str | None) -> Any:
+def _kernels(op: str, device: torch.device, dtype: torch.dtype, channels: int, requested: str) -> Kernels:
     kind = Kind(device, dtype, channels)
     chosen = _choose(op, kind, requested)
-    if chosen == "reference" and not requested:
-        reasons = "; ".join(f"{name}: {_reason(name, op, kind)}" for name in _BACKENDS if name != chosen)
+    if chosen == "reference" and requested == AUTOMATIC and op not in MAPS:
+        reasons = "; ".join(f"{name}: {_BACKENDS[name].refuses(op, kind)}" for name in _BACKENDS if name != chosen)
         warnings.warn(f"{op} runs on the reference, without a fused kernel ({reasons})", FallbackWarning, stacklevel=3)
     return _BACKENDS[chosen].kernels(op)
 
 
-def _choose(op: str, kind: Kind, requested: str | None) -> str:
-    if requested:
-        reason = _reason(requested, op, kind)
+def _choose(op: str, kind: Kind, requested: str) -> str:
+    if op in MAPS:
+        return "reference"
+    if requested != AUTOMATIC:
+        reason = _BACKENDS[requested].refuses(op, kind)
         if reason:
             raise BackendError(f"backend {requested!r} cannot run {op}: {reason}")
         return requested
-    return next(name for name in _ORDERS.get(op, _ORDER) if _reason(name, op, kind) is None)
-
-
-def _reason(name: str, op: str, kind: Kind) -> str | None:
-    if op not in _KERNELS[name]:
-        return f"it has no kernel for {op}"
-    return _BACKENDS[name].refuses(op, kind)
+    return next(name for name in _ORDERS.get(op, _ORDER) if _BACKENDS[name].refuses(op, kind) is None)
 
 
 def _outranked(name: str, chosen: str, op: str) -> str:
-    if _requested:
+    if _requested.get() != AUTOMATIC:
         return "another backend was asked for"
     if {name, chosen} == {"cuda", "triton"} and op not in _ORDERS:
         return f"{chosen} comes first, as it compiles nothing when it runs; the two have not been measured against each other"
@@ -162,6 +157,11 @@ def _check_name(argument: str, name: str) -> None:
         raise ValueError(f"{argument}: got {name!r}, expected one of {', '.join(_BACKENDS)}")
 
 
-_requested: str | None = os.environ.get("LADA_BACKEND") or None
-if _requested:
-    _check_name("environment variable LADA_BACKEND", _requested)
+def _from_environment() -> str:
+    name = os.environ.get("LADA_BACKEND") or AUTOMATIC
+    if name != AUTOMATIC:
+        _check_name("environment variable LADA_BACKEND", name)
+    return name
+
+
+_requested: ContextVar[str] = ContextVar("lada_kernels.backend", default=_from_environment())  # noqa: B039

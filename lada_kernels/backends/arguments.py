@@ -1,24 +1,9 @@
 """Tensors as fused kernels want them: what they read in place, and fresh results to write to."""
 
-from typing import NamedTuple
-
 import torch
 from torch import Tensor
 
 from ..reference.precision import accumulate_dtype
-
-
-class Kind(NamedTuple):
-    """What the choice of a backend looks at in a tensor."""
-
-    device: torch.device
-    dtype: torch.dtype
-    channels: int
-
-    @classmethod
-    def of(cls, x: Tensor) -> "Kind":
-        """That of x, whose last dimension are its channels."""
-        return cls(x.device, x.dtype, x.shape[-1])
 
 
 def readable(x: Tensor) -> Tensor:

@@ -5,9 +5,57 @@ from typing import Any
 
 from torch import Tensor
 
-from .. import reference
+from ..reference import (
+    additive_attention,
+    additive_pool,
+    batch_norm,
+    convolution,
+    dot_product_attention,
+    gated_product,
+    gated_projection,
+    l2_attention,
+    modulated_layer_norm,
+)
 from ..reference.precision import as_given
-from .arguments import Kind
+from .base import Kernels, Kind, Orders, Results
+
+
+def plain(module: Orders) -> Kernels:
+    """The three orders of a module in torch's operations, which computes every gradient, asked for or not."""
+    backward, double_backward = _run(module.backward), _run(module.double_backward)
+    return Kernels(_run(module.forward), lambda needs, *args: backward(*args), lambda needs, *args: double_backward(*args))
+
+
+def _run(function: Callable[..., Results]) -> Callable[..., Results]:
+    """The function with autocast off, as sums in float32 need it; its results are dense."""
+
+    def run(*args: Any) -> Results:
+        device = next(arg for arg in args if isinstance(arg, Tensor)).device.type
+        with as_given(device):
+            results = function(*args)
+        if isinstance(results, Tensor):
+            return results.contiguous()
+        return tuple([None if result is None else result.contiguous() for result in results])
+
+    return run
+
+
+KERNELS = {
+    "additive_pool": plain(additive_pool),
+    "gated_product": plain(gated_product),
+    "additive_attention": plain(additive_attention),
+    "modulated_layer_norm": plain(modulated_layer_norm),
+    "gated_projection": Kernels(_run(gated_projection.forward)),
+    "dot_product_attention": plain(dot_product_attention),
+    "l2_attention": plain(l2_attention),
+    "convolution": Kernels.of(convolution),
+    "batch_norm": Kernels(
+        batch_norm.forward,
+        lambda needs, *args: batch_norm.backward(*args),
+        lambda needs, *args: batch_norm.double_backward(*args),
+    ),
+}
+kernels = KERNELS.__getitem__
 
 
 def unavailable() -> str | None:
@@ -18,36 +66,3 @@ def unavailable() -> str | None:
 def refuses(op: str, kind: Kind) -> str | None:
     """None: every op, device and floating-point dtype is taken."""
     return None
-
-
-class kernels:  # noqa: N801 - called like the other backends' function of this name
-    """The three entry points of one op; the reference computes every gradient, asked for or not."""
-
-    def __init__(self, op: str) -> None:
-        self._op = getattr(reference, op)
-
-    def forward(self, *args: Any) -> Any:
-        """The reference's forward."""
-        return run(self._op.forward, *args)
-
-    def backward(self, needs: list[bool], *args: Any) -> Any:
-        """The reference's backward."""
-        return run(self._op.backward, *args)
-
-    def double_backward(self, needs: list[bool], *args: Any) -> Any:
-        """The reference's double backward."""
-        return run(self._op.double_backward, *args)
-
-
-def run(function: Callable[..., Any], *args: Any) -> Any:
-    """Call with autocast off; the results are dense."""
-    device = next(arg for arg in args if isinstance(arg, Tensor)).device.type
-    with as_given(device):  # the sums are in float32 because they need it
-        return _dense(function(*args))
-
-
-def _dense(results: Any) -> Any:
-    """Torch's elementwise operations keep the strides of their arguments; an op's results are dense."""
-    if isinstance(results, Tensor):
-        return results.contiguous()
-    return tuple([None if result is None else result.contiguous() for result in results])

@@ -2,13 +2,14 @@
 
 from torch import Tensor, nn
 
-from lada_kernels.ops.convolution import convolve
+from lada_kernels.ops.convolution import convolution
 
 
 class Conv2d(nn.Conv2d):
-    """`torch.nn.Conv2d`, parameters included, with a lean double backward; see `lada_kernels.ops.convolution.convolve`.
+    """`torch.nn.Conv2d`, parameters included, with a lean double backward; as `lada_kernels.ops.convolution`.
 
-    Differentiable any number of times. There are no groups, no dilation, and no padding but zeros.
+    Differentiable twice; a third derivative raises ``NotImplementedError``. There are no groups, no dilation, and no padding
+    but zeros.
     """
 
     def __init__(
@@ -24,4 +25,4 @@ class Conv2d(nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, C, H, W] -> [B, C', H', W']."""
-        return convolve(x, self.weight, self.bias, self.stride, self.padding)
+        return convolution(x, self.weight, self.bias, self.stride, self.padding)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from lada_kernels.ops.convolution import convolve
+from lada_kernels.ops.convolution import convolution
 
 
 class EqualizedLinear(nn.Module):
@@ -79,7 +79,7 @@ class EqualizedConv2d(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """[B, in_channels, H, W] -> [B, out_channels, H', W'], H' and W' as in `torch.nn.Conv2d`."""
         bias = None if self.bias is None else self.bias * self.gain
-        return convolve(x, self.weight * self.scale, bias, (self.stride, self.stride), (self.padding, self.padding))
+        return convolution(x, self.weight * self.scale, bias, (self.stride, self.stride), (self.padding, self.padding))
 
     def extra_repr(self) -> str:
         """What `print` shows."""

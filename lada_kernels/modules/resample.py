@@ -7,8 +7,6 @@ from torch import Tensor, nn
 from torch.autograd import Function
 from torch.nn import functional
 
-from lada_kernels.ops import library
-
 _TAPS = (1.0, 3.0, 3.0, 1.0)
 
 
@@ -98,7 +96,7 @@ def _depthwise(kernel: Tensor, x: Tensor) -> Tensor:
 
 # A pair of functions, each the other's gradient: torch's own second derivative of a depthwise convolution walks over channels.
 class _Correlate(Function):
-    @library.positional
+    @staticmethod
     def forward(x: Tensor, kernel: Tensor, padding: int, stride: int) -> Tensor:
         return functional.conv2d(x, _depthwise(kernel, x), padding=padding, stride=stride, groups=x.shape[1])
 
@@ -114,7 +112,7 @@ class _Correlate(Function):
 
 
 class _Adjoint(Function):
-    @library.positional
+    @staticmethod
     def forward(y: Tensor, kernel: Tensor, padding: int, stride: int, size: tuple[int, int]) -> Tensor:
         shape = (*y.shape[:2], *size)
         return torch.nn.grad.conv2d_input(shape, _depthwise(kernel, y), y, stride, padding, groups=y.shape[1])
@@ -131,7 +129,7 @@ class _Adjoint(Function):
 
 # A pair of functions like those above.
 class _Mean(Function):
-    @library.positional
+    @staticmethod
     def forward(x: Tensor) -> Tensor:
         return functional.avg_pool2d(x, 2)
 
@@ -145,7 +143,7 @@ class _Mean(Function):
 
 
 class _Spread(Function):
-    @library.positional
+    @staticmethod
     def forward(y: Tensor) -> Tensor:
         return functional.interpolate(y / 4, scale_factor=2, mode="nearest")
 

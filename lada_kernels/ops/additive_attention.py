@@ -1,13 +1,11 @@
 """LadaGAN's additive attention, differentiable twice."""
 
-from typing import Any
-
 from torch import Tensor
-from torch.autograd import Function
 
 from ..reference.precision import accumulate_dtype
-from . import checks, library
+from . import checks
 from .additive_pool import default_scale
+from .define import Op
 
 
 def additive_attention(
@@ -47,110 +45,29 @@ def additive_attention(
     checks.score_weight(score_weight, "q", q, True)
     checks.mask(mask, "q", q)
     scale = default_scale(q, score_weight) if scale is None else float(scale)
-    out, _, _, alpha = _Attention.apply(q, k, v, score_weight, mask, scale, return_weights)
+    out, _, _, alpha = _additive_attention(q, k, v, score_weight, mask, scale, return_weights)
     return (out, alpha) if return_weights else out
 
 
-class _Attention(Function):
-    @library.positional
-    def forward(
-        q: Tensor, k: Tensor, v: Tensor, weight: Tensor, mask: Tensor | None, scale: float, return_weights: bool
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        return _forward(q, k, v, weight, mask, scale, return_weights)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple, output: tuple) -> None:
-        *tensors, ctx.scale, _ = inputs
-        _, pooled, normaliser, alpha = output
-        ctx.save_for_backward(*tensors, pooled, normaliser)
-        ctx.mark_non_differentiable(pooled, normaliser, alpha)
-        ctx.set_materialize_grads(False)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor | None, *_: None) -> tuple:
-        if grad is None:
-            return (None,) * 7
-        results = _AttentionBackward.apply(ctx.needs_input_grad[:4], grad, *ctx.saved_tensors, ctx.scale)
-        return *results[:4], None, None, None
-
-
-class _AttentionBackward(Function):
-    # Every parameter is named: torch.compile counts them to tell whether a forward takes ctx.
-    @library.positional
-    def forward(
-        needs: tuple[bool, ...],
-        grad: Tensor,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        weight: Tensor,
-        mask: Tensor | None,
-        pooled: Tensor,
-        normaliser: Tensor,
-        scale: float,
-    ) -> tuple[Tensor | None, ...]:
-        *grads, grad_pooled = _backward(needs, grad, q, k, v, weight, mask, pooled, normaliser, scale)
-        return *library.only(needs, grads), grad_pooled
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple, output: tuple) -> None:
-        _, *tensors, ctx.scale = inputs
-        grad_pooled = output[-1]
-        ctx.save_for_backward(*tensors, grad_pooled)
-        ctx.mark_non_differentiable(grad_pooled)
-        ctx.set_materialize_grads(False)
-
-    @staticmethod
-    def backward(ctx: Any, *cotangents: Tensor | None) -> tuple:
-        cotangents = cotangents[:4]
-        if all(cotangent is None for cotangent in cotangents):
-            return (None,) * 10
-        args = (ctx.needs_input_grad[1:6], *cotangents, *ctx.saved_tensors, ctx.scale)
-        return None, *library.LastOrder.apply("additive_attention", _double_backward, *args), None, None, None, None
-
-
-def _fake_forward(
+def _shapes(
     q: Tensor, k: Tensor, v: Tensor, weight: Tensor, mask: Tensor | None, scale: float, return_weights: bool
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor | None, ...]:
     (batch, tokens, channels), heads, wide = q.shape, weight.shape[0], accumulate_dtype(q.dtype)
     pooled, normaliser = q.new_empty((batch, heads, channels // heads), dtype=wide), q.new_empty((batch, heads, 2), dtype=wide)
-    alpha = q.new_empty((batch, heads, tokens), dtype=wide) if return_weights else q.new_empty(0)
-    return library.like(q), pooled, normaliser, alpha
+    alpha = q.new_empty((batch, heads, tokens), dtype=wide) if return_weights else None
+    return q.new_empty(q.shape), pooled, normaliser, alpha
 
 
-def _fake_backward(
-    needs: list[bool], grad: Tensor, q: Tensor, k: Tensor, v: Tensor, weight: Tensor, mask: Tensor, pooled: Tensor, *_: Any
-) -> tuple[Tensor, ...]:
-    return tuple(map(library.like, (q, k, v, weight, pooled)))
-
-
-def _fake_double_backward(needs: list[bool], *args: Any) -> tuple[Tensor, ...]:
-    return tuple(map(library.like, args[4:9]))
-
-
-_INPUTS = "Tensor q, Tensor k, Tensor v, Tensor weight, Tensor? mask"
-
-_forward = library.entry_point(
+_additive_attention = Op(
     "additive_attention",
-    "forward",
-    f"({_INPUTS}, float scale, bool return_weights) -> (Tensor, Tensor, Tensor, Tensor)",
-    0,
-    _fake_forward,
-)
-_backward = library.entry_point(
-    "additive_attention",
-    "backward",
-    f"(bool[] needs, Tensor grad, {_INPUTS}, Tensor pooled, Tensor normaliser, float scale)"
-    " -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
-    2,
-    _fake_backward,
-)
-_double_backward = library.entry_point(
-    "additive_attention",
-    "double_backward",
-    "(bool[] needs, Tensor? cot_q, Tensor? cot_k, Tensor? cot_v, Tensor? cot_weight, Tensor grad, "
-    f"{_INPUTS}, Tensor pooled, Tensor normaliser, Tensor grad_pooled, float scale)"
-    " -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
-    6,
-    _fake_double_backward,
+    _shapes,
+    inputs=("q", "k", "v", "weight", "mask?"),
+    settings=("float scale",),
+    options=("bool return_weights",),
+    results=("out", "pooled", "normaliser", "alpha"),
+    gradients=("q", "k", "v", "weight"),
+    saved=("q", "k", "v", "weight", "mask", "pooled", "normaliser"),
+    inner=("grad_pooled",),
+    like={"grad_pooled": "pooled"},
+    primary="q",
 )

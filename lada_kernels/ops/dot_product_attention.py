@@ -1,12 +1,10 @@
 """Softmax attention over pairs of tokens, differentiable twice."""
 
-from typing import Any
-
 from torch import Tensor
-from torch.autograd import Function
 
 from ..reference.precision import accumulate_dtype
-from . import checks, library
+from . import checks
+from .define import Op
 
 
 def dot_product_attention(
@@ -42,83 +40,24 @@ def dot_product_attention(
     if v.shape[2] != k.shape[2]:
         raise ValueError(f"v: got {v.shape[2]} tokens, expected k's M = {k.shape[2]}")
     scale = q.shape[3] ** -0.5 if scale is None else float(scale)
-    out, weights = _Attention.apply(q, k, v, scale, return_weights)
+    out, weights = _dot_product_attention(q, k, v, scale, return_weights)
     return (out, weights) if return_weights else out
 
 
-class _Attention(Function):
-    @library.positional
-    def forward(q: Tensor, k: Tensor, v: Tensor, scale: float, return_weights: bool) -> tuple[Tensor, Tensor]:
-        return _forward(q, k, v, scale, return_weights)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple, output: tuple) -> None:
-        *tensors, ctx.scale, _ = inputs
-        ctx.save_for_backward(*tensors)
-        ctx.mark_non_differentiable(output[1])
-        ctx.set_materialize_grads(False)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor | None, *_: None) -> tuple:
-        if grad is None:
-            return (None,) * 5
-        results = _AttentionBackward.apply(ctx.needs_input_grad[:3], grad, *ctx.saved_tensors, ctx.scale)
-        return *results, None, None
-
-
-class _AttentionBackward(Function):
-    # Every parameter is named: torch.compile counts them to tell whether a forward takes ctx.
-    @library.positional
-    def forward(
-        needs: tuple[bool, ...], grad: Tensor, q: Tensor, k: Tensor, v: Tensor, scale: float
-    ) -> tuple[Tensor | None, ...]:
-        return library.only(needs, _backward(needs, grad, q, k, v, scale))
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple, output: tuple) -> None:
-        _, *tensors, ctx.scale = inputs
-        ctx.save_for_backward(*tensors)
-        ctx.set_materialize_grads(False)
-
-    @staticmethod
-    def backward(ctx: Any, *cotangents: Tensor | None) -> tuple:
-        if all(cotangent is None for cotangent in cotangents):
-            return (None,) * 6
-        args = (ctx.needs_input_grad[1:5], *cotangents, *ctx.saved_tensors, ctx.scale)
-        return None, *library.LastOrder.apply("dot_product_attention", _double_backward, *args), None
-
-
-def _fake_forward(q: Tensor, k: Tensor, v: Tensor, scale: float, return_weights: bool) -> tuple[Tensor, Tensor]:
+def _shapes(q: Tensor, k: Tensor, v: Tensor, scale: float, return_weights: bool) -> tuple[Tensor, Tensor | None]:
     wide = accumulate_dtype(q.dtype)
-    weights = q.new_empty((*q.shape[:3], k.shape[2]), dtype=wide) if return_weights else q.new_empty(0)
+    weights = q.new_empty((*q.shape[:3], k.shape[2]), dtype=wide) if return_weights else None
     return q.new_empty((*q.shape[:3], v.shape[3])), weights
 
 
-def _fake_backward(needs: list[bool], grad: Tensor, *args: Any) -> tuple[Tensor, ...]:
-    return tuple(map(library.like, args[:3]))
-
-
-def _fake_double_backward(needs: list[bool], *args: Any) -> tuple[Tensor, ...]:
-    return tuple(map(library.like, args[3:7]))
-
-
-_INPUTS = "Tensor q, Tensor k, Tensor v"
-
-_forward = library.entry_point(
-    "dot_product_attention", "forward", f"({_INPUTS}, float scale, bool return_weights) -> (Tensor, Tensor)", 0, _fake_forward
-)
-_backward = library.entry_point(
+_dot_product_attention = Op(
     "dot_product_attention",
-    "backward",
-    f"(bool[] needs, Tensor grad, {_INPUTS}, float scale) -> (Tensor, Tensor, Tensor)",
-    2,
-    _fake_backward,
-)
-_double_backward = library.entry_point(
-    "dot_product_attention",
-    "double_backward",
-    "(bool[] needs, Tensor? cot_q, Tensor? cot_k, Tensor? cot_v, Tensor grad, "
-    f"{_INPUTS}, float scale) -> (Tensor, Tensor, Tensor, Tensor)",
-    5,
-    _fake_double_backward,
+    _shapes,
+    inputs=("q", "k", "v"),
+    settings=("float scale",),
+    options=("bool return_weights",),
+    results=("out", "weights"),
+    gradients=("q", "k", "v"),
+    saved=("q", "k", "v"),
+    primary="q",
 )

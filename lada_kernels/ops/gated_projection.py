@@ -1,15 +1,15 @@
 """The gated product of two projections, differentiable twice, without keeping them."""
 
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torch.autograd import Function
 from torch.nn import functional
 
 from ..reference.precision import as_given, autocast_dtype
-from . import checks, library
-from .gated_product import gate_gradients, gated_product
+from . import checks
+from .define import Op, check_storage
+from .gated_product import GATED_PRODUCT
 
 
 def gated_projection(
@@ -32,7 +32,7 @@ def gated_projection(
         weight: [2D, C] in x's dtype, W_k over W_v, as `torch.nn.Linear` lays a packed projection out.
         bias: [2D], b_k before b_v; or None.
         out_weight: [O, D]; the result is then its projection, W_o r_n + b_o. Fused into the same kernel where D and O are at
-            most 128.
+            most 128, in float64 64.
         out_bias: [O], or None; given only beside `out_weight`.
 
     Returns:
@@ -65,7 +65,7 @@ def gated_projection(
         if out_weight is None:
             raise ValueError(f"out_bias: got shape {checks.shape(out_bias)}, expected None as out_weight is not given")
         checks.projection("out_bias", out_bias, (out_weight.shape[0],), "[O]", "x", x)
-    return _Projection.apply(x, g, weight, bias, out_weight, out_bias)
+    return _gated_projection(x, g, weight, bias, out_weight, out_bias)
 
 
 def _narrowed(tensor: Tensor | None, dtype: torch.dtype) -> Tensor | None:
@@ -74,74 +74,61 @@ def _narrowed(tensor: Tensor | None, dtype: torch.dtype) -> Tensor | None:
     return tensor.to(dtype)
 
 
-class _Projection(Function):
-    # Every parameter is named: torch.compile counts them to tell whether a forward takes ctx.
-    @library.positional
-    def forward(
-        x: Tensor, g: Tensor, weight: Tensor, bias: Tensor | None, out_weight: Tensor | None, out_bias: Tensor | None
-    ) -> Tensor:
-        return _forward(x, g, weight, bias, out_weight, out_bias)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
-        ctx.save_for_backward(*inputs[:5])
-        ctx.set_materialize_grads(False)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor | None) -> tuple:
-        if grad is None:
-            return (None,) * 6
-        with as_given(grad.device.type):
-            return _gradients(ctx.needs_input_grad, grad, *ctx.saved_tensors)
-
-
 def _gradients(
-    needs: tuple[bool, ...],
+    needs: Sequence[bool],
     grad: Tensor,
     x: Tensor,
     g: Tensor,
     weight: Tensor,
     bias: Tensor | None,
     out_weight: Tensor | None,
+    backend: str,
 ) -> tuple[Tensor | None, ...]:
     """By operations that are themselves differentiable: a second gradient is the gradient of these."""
     needs_x, needs_g, needs_weight, needs_bias, needs_out_weight, needs_out_bias = needs
     needs_kv = needs_x or needs_weight or needs_bias
+    for name, saved in (("x", x), ("weight", weight), ("bias", bias), ("out_weight", out_weight)):
+        if saved is not None:
+            check_storage(name, saved)
     grad_x = grad_g = grad_kv = grad_weight = grad_bias = grad_out_weight = grad_out_bias = None
-    if needs_g or needs_kv or needs_out_weight:
-        kv = functional.linear(x, weight, bias)  # [B, N, 2D]
-    if needs_out_weight:
-        grad_out_weight = _by_row(grad, gated_product(g, kv))  # [O, D]
-    if needs_g or needs_kv:
-        grad_r = grad if out_weight is None else grad @ out_weight  # [B, N, D]
-        grad_g, grad_kv, _ = gate_gradients((needs_g, needs_kv, False), grad_r, g, kv, None)
-        del kv, grad_r  # memory for what follows
-    if needs_x:
-        grad_x = grad_kv @ weight  # [B, N, C]
-    if needs_weight:
-        grad_weight = _by_row(grad_kv, x)  # [2D, C]
-    if needs_bias:
-        grad_bias = grad_kv.sum((0, 1))  # [2D]
-    if needs_out_bias:
-        grad_out_bias = grad.sum((0, 1))  # [O]
+    with as_given(grad.device.type):
+        if needs_g or needs_kv or needs_out_weight:
+            kv = functional.linear(x, weight, bias)  # [B, N, 2D]
+        if needs_out_weight:
+            grad_out_weight = _by_row(grad, GATED_PRODUCT.forward(g, kv, None, backend))  # [O, D]
+        if needs_g or needs_kv:
+            grad_r = grad if out_weight is None else grad @ out_weight  # [B, N, D]
+            grad_g, grad_kv, _ = GATED_PRODUCT.backward([needs_g, needs_kv, False], grad_r, g, kv, None, backend)
+            del kv, grad_r  # memory for what follows
+        if needs_x:
+            grad_x = grad_kv @ weight  # [B, N, C]
+        if needs_weight:
+            grad_weight = _by_row(grad_kv, x)  # [2D, C]
+        if needs_bias:
+            grad_bias = grad_kv.sum((0, 1))  # [2D]
+        if needs_out_bias:
+            grad_out_bias = grad.sum((0, 1))  # [O]
     return grad_x, grad_g, grad_weight, grad_bias, grad_out_weight, grad_out_bias
 
 
 def _by_row(grad: Tensor, x: Tensor) -> Tensor:
     """Σ_bn grad_bni x_bnj: a projection's gradient of its weight."""
-    return grad.flatten(0, 1).T @ x.flatten(0, 1)
+    return grad.reshape(-1, grad.shape[2]).T @ x.reshape(-1, x.shape[2])
 
 
-def _fake_forward(
+def _shapes(
     x: Tensor, g: Tensor, weight: Tensor, bias: Tensor | None, out_weight: Tensor | None, out_bias: Tensor | None
 ) -> Tensor:
     return x.new_empty((*x.shape[:2], (g if out_weight is None else out_weight.T).shape[1]))
 
 
-_forward = library.entry_point(
+_gated_projection = Op(
     "gated_projection",
-    "forward",
-    "(Tensor x, Tensor g, Tensor weight, Tensor? bias, Tensor? out_weight, Tensor? out_bias) -> Tensor",
-    0,
-    _fake_forward,
+    _shapes,
+    inputs=("x", "g", "weight", "bias?", "out_weight?", "out_bias?"),
+    results=("out",),
+    gradients=("x", "g", "weight", "bias", "out_weight", "out_bias"),
+    saved=("x", "g", "weight", "bias", "out_weight"),
+    primary="x",
+    gradient=_gradients,
 )

@@ -1,12 +1,10 @@
 """Softmax attention by distance, with tied queries and keys, differentiable twice."""
 
-from typing import Any
-
 from torch import Tensor
-from torch.autograd import Function
 
 from ..reference.precision import accumulate_dtype
-from . import checks, library
+from . import checks
+from .define import Op
 
 
 def l2_attention(
@@ -38,79 +36,24 @@ def l2_attention(
     if v.shape[2] != qk.shape[2]:
         raise ValueError(f"v: got {v.shape[2]} tokens, expected qk's N = {qk.shape[2]}")
     scale = qk.shape[3] ** -0.5 if scale is None else float(scale)
-    out, weights = _Attention.apply(qk, v, scale, return_weights)
+    out, weights = _l2_attention(qk, v, scale, return_weights)
     return (out, weights) if return_weights else out
 
 
-class _Attention(Function):
-    @library.positional
-    def forward(qk: Tensor, v: Tensor, scale: float, return_weights: bool) -> tuple[Tensor, Tensor]:
-        return _forward(qk, v, scale, return_weights)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple, output: tuple) -> None:
-        *tensors, ctx.scale, _ = inputs
-        ctx.save_for_backward(*tensors)
-        ctx.mark_non_differentiable(output[1])
-        ctx.set_materialize_grads(False)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor | None, *_: None) -> tuple:
-        if grad is None:
-            return (None,) * 4
-        return *_AttentionBackward.apply(ctx.needs_input_grad[:2], grad, *ctx.saved_tensors, ctx.scale), None, None
-
-
-class _AttentionBackward(Function):
-    # Every parameter is named: torch.compile counts them to tell whether a forward takes ctx.
-    @library.positional
-    def forward(needs: tuple[bool, ...], grad: Tensor, qk: Tensor, v: Tensor, scale: float) -> tuple[Tensor | None, ...]:
-        return library.only(needs, _backward(needs, grad, qk, v, scale))
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple, output: tuple) -> None:
-        _, *tensors, ctx.scale = inputs
-        ctx.save_for_backward(*tensors)
-        ctx.set_materialize_grads(False)
-
-    @staticmethod
-    def backward(ctx: Any, *cotangents: Tensor | None) -> tuple:
-        if all(cotangent is None for cotangent in cotangents):
-            return (None,) * 5
-        args = (ctx.needs_input_grad[1:4], *cotangents, *ctx.saved_tensors, ctx.scale)
-        return None, *library.LastOrder.apply("l2_attention", _double_backward, *args), None
-
-
-def _fake_forward(qk: Tensor, v: Tensor, scale: float, return_weights: bool) -> tuple[Tensor, Tensor]:
+def _shapes(qk: Tensor, v: Tensor, scale: float, return_weights: bool) -> tuple[Tensor, Tensor | None]:
     wide = accumulate_dtype(qk.dtype)
-    weights = qk.new_empty((*qk.shape[:3], qk.shape[2]), dtype=wide) if return_weights else qk.new_empty(0)
-    return library.like(v), weights
+    weights = qk.new_empty((*qk.shape[:3], qk.shape[2]), dtype=wide) if return_weights else None
+    return v.new_empty(v.shape), weights
 
 
-def _fake_backward(needs: list[bool], grad: Tensor, *args: Any) -> tuple[Tensor, ...]:
-    return tuple(map(library.like, args[:2]))
-
-
-def _fake_double_backward(needs: list[bool], *args: Any) -> tuple[Tensor, ...]:
-    return tuple(map(library.like, args[2:5]))
-
-
-_INPUTS = "Tensor qk, Tensor v"
-
-_forward = library.entry_point(
-    "l2_attention", "forward", f"({_INPUTS}, float scale, bool return_weights) -> (Tensor, Tensor)", 0, _fake_forward
-)
-_backward = library.entry_point(
+_l2_attention = Op(
     "l2_attention",
-    "backward",
-    f"(bool[] needs, Tensor grad, {_INPUTS}, float scale) -> (Tensor, Tensor)",
-    2,
-    _fake_backward,
-)
-_double_backward = library.entry_point(
-    "l2_attention",
-    "double_backward",
-    f"(bool[] needs, Tensor? cot_qk, Tensor? cot_v, Tensor grad, {_INPUTS}, float scale) -> (Tensor, Tensor, Tensor)",
-    4,
-    _fake_double_backward,
+    _shapes,
+    inputs=("qk", "v"),
+    settings=("float scale",),
+    options=("bool return_weights",),
+    results=("out", "weights"),
+    gradients=("qk", "v"),
+    saved=("qk", "v"),
+    primary="qk",
 )

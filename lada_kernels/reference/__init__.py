@@ -6,6 +6,8 @@ The single source of truth: every other backend is judged against it, and it is 
 from . import (
     additive_attention,
     additive_pool,
+    batch_norm,
+    convolution,
     dot_product_attention,
     gated_product,
     gated_projection,
@@ -16,6 +18,8 @@ from . import (
 __all__ = [
     "additive_attention",
     "additive_pool",
+    "batch_norm",
+    "convolution",
     "dot_product_attention",
     "gated_product",
     "gated_projection",

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import mse_loss, relu, softplus
 
-from lada_kernels.ops.convolution import input_gradients_only
+from lada_kernels.ops.convolution import no_weight_gradients
 
 LossName = Literal["nonsaturating", "hinge", "wasserstein", "least_squares"]
 
@@ -108,6 +108,6 @@ def _squared_slopes(of_logits: str, logits: Tensor, of_images: str, images: Tens
         raise ValueError(f"{of_logits}: a slope's gradient needs float32 or float64, got {logits.dtype}")
     if not images.requires_grad:
         raise ValueError(f"{of_images}: the logits are differentiated by them, call requires_grad_() before D sees them")
-    with torch.autocast(images.device.type, enabled=False), input_gradients_only():
+    with torch.autocast(images.device.type, enabled=False), no_weight_gradients():
         (gradient,) = torch.autograd.grad(logits.sum(), images, create_graph=True)  # [B, C, H, W]
         return gradient.square().sum(dim=(1, 2, 3))

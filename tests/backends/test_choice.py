@@ -20,16 +20,17 @@ from lada_kernels import available, backends, explain, gated_product, use_backen
 from lada_kernels.backends.cuda import launch
 
 ROOT = Path(__file__).parents[2]
-HAS_CPU = available()["cpu"] is None
+HAS_CPU = bool(available()["cpu"])
 needs_cpu = pytest.mark.skipif(not HAS_CPU, reason=f"backend 'cpu': {available()['cpu']}")
 
 
 @pytest.fixture(autouse=True)
 def no_choice(monkeypatch):
     """As if LADA_BACKEND were not set, and no op had been called."""
-    monkeypatch.setattr(backends, "_requested", None)
+    token = backends._requested.set(backends.AUTOMATIC)
     backends._kernels.cache_clear()
     yield
+    backends._requested.reset(token)
     backends._kernels.cache_clear()
 
 
@@ -49,9 +50,12 @@ def test_every_backend_is_tested():
 
 
 def test_available():
-    reasons = available()
-    assert reasons["reference"] is None
-    assert all(reason is None or (isinstance(reason, str) and reason) for reason in reasons.values())
+    found = available()
+    assert found["reference"]
+    assert str(found["reference"]) == "available"
+    for name in found:
+        assert bool(found[name]) == (found[name].reason is None)
+        assert found[name] or str(found[name]) == f"not available: {found[name].reason}"
 
 
 @needs_cpu
@@ -133,11 +137,11 @@ def test_cuda_that_was_not_built(monkeypatch):
     monkeypatch.setattr(launch, "kernels", None)
     monkeypatch.setattr(launch, "why_not_built", lambda: None)
     reason = "the native module was built without CUDA: nvcc was not found, or LADA_CUDA_ARCHS was empty"
-    assert available()["cuda"] == reason
+    assert available()["cuda"].reason == reason
     with pytest.raises(backends.BackendError, match=f"backend 'cuda' is not available: {reason}"), use_backend("cuda"):
         pass
     monkeypatch.setattr(launch, "why_not_built", lambda: "the native module could not be imported")
-    assert available()["cuda"] == "the native module could not be imported"
+    assert available()["cuda"].reason == "the native module could not be imported"
 
 
 @pytest.mark.parametrize(
@@ -148,7 +152,7 @@ def test_cuda_without_a_device(version, reason, monkeypatch):
     monkeypatch.setattr(launch, "DEVICE", "cuda")
     monkeypatch.setattr(torch.version, "cuda", version)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert available()["cuda"] == reason
+    assert available()["cuda"].reason == reason
 
 
 NO_IMAGE = "no kernel image is available for execution on the device"
@@ -188,8 +192,8 @@ class TwoGpus:
         assert device == self.current
         return self.errors[device]
 
-    def kernel(self, queue, *args):
-        self.started.append((self.current, queue, args))
+    def kernel(self, queue, **arguments):
+        self.started.append((self.current, queue, arguments))
 
 
 @pytest.fixture
@@ -211,10 +215,10 @@ def test_each_device_is_asked(current, gpus, monkeypatch):
     assert explain("gated_product", tokens_on(0)).backend == "cuda"
     explanation = explain("gated_product", tokens_on(1))
     assert (explanation.backend, explanation.reasons["cuda"]) == ("triton", WHY_NOT)
-    names = [backends.kernels("gated_product", tokens_on(gpu)) for gpu in (0, 1, 0, 1)]
+    names = [backends.kernels("gated_product", tokens_on(gpu), backends.AUTOMATIC) for gpu in (0, 1, 0, 1)]
     assert names == [backends.cuda.__name__, backends.triton.__name__] * 2
     with use_backend("cuda"), pytest.raises(backends.BackendError, match=re.escape(f"cannot run gated_product: {WHY_NOT}")):
-        backends.kernels("gated_product", tokens_on(1))
+        backends.kernels("gated_product", tokens_on(1), backends.requested())
     assert gpus.current == current
     assert set(gpus.guarded) == {1 - current}
 
@@ -235,7 +239,7 @@ def test_no_device_is_asked_about_other_tensors(gpus):
 )
 def test_cuda_is_available_where_a_device_can_run_it(errors, reason, gpus):
     gpus.errors = dict(enumerate(errors))
-    assert available()["cuda"] == reason
+    assert available()["cuda"].reason == reason
 
 
 def test_cuda_that_torch_cannot_start(gpus, monkeypatch):
@@ -243,13 +247,13 @@ def test_cuda_that_torch_cannot_start(gpus, monkeypatch):
         raise RuntimeError("Cannot re-initialize CUDA in forked subprocess")
 
     monkeypatch.setattr(torch.cuda, "current_device", fail)
-    assert available()["cuda"] == "Cannot re-initialize CUDA in forked subprocess"
+    assert available()["cuda"].reason == "Cannot re-initialize CUDA in forked subprocess"
 
 
 def test_kernels_are_started_with_their_device_as_the_current_one(gpus):
     for gpu in (0, 1):
-        launch.start("kernel", tokens_on(gpu), "shape")
-    assert gpus.started == [(0, (0, 7, 0, 0), ("shape",)), (1, (1, 7, 0, 0), ("shape",))]
+        launch.start("kernel", tokens_on(gpu), shape="shape")
+    assert gpus.started == [(0, (0, 7, 0, 0), {"shape": "shape"}), (1, (1, 7, 0, 0), {"shape": "shape"})]
     assert (gpus.guarded, gpus.current) == ([1], 0)
 
 
@@ -297,14 +301,59 @@ def test_use_backend_nests_and_is_undone():
         assert explain("gated_product", *gate_inputs()).backend == "cpu"
 
 
-def test_use_backend_reaches_other_threads():
-    """The backward runs on threads of torch's own."""
-    seen = []
+@needs_cpu
+def test_use_backend_belongs_to_its_thread():
+    """A enters, B enters, A leaves, B leaves: each computed on its own, and nothing stays."""
+    seen, entered, left = {}, threading.Event(), threading.Event()
+
+    def first():
+        with use_backend("reference"):
+            entered.wait()
+            seen["first"] = explain("gated_product", *gate_inputs()).backend
+        left.set()
+
+    def second():
+        with use_backend("cpu"):
+            entered.set()
+            left.wait()
+            seen["second"] = explain("gated_product", *gate_inputs()).backend
+
+    threads = [threading.Thread(target=run) for run in (first, second)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert seen == {"first": "reference", "second": "cpu"}
+    assert explain("gated_product", *gate_inputs()).backend == "cpu"
+
+
+@needs_cpu
+@pytest.mark.parametrize("where", ["outside", "inside another's block", "in another thread"])
+def test_gradients_run_where_the_op_ran(where, monkeypatch):
+    called = []
+    for name, backend in backends._BACKENDS.items():
+        kernels = backend.kernels
+        monkeypatch.setattr(backend, "kernels", lambda op, name=name, kernels=kernels: called.append(name) or kernels(op))
+    inputs = [x.requires_grad_() for x in gate_inputs()]
     with use_backend("reference"):
-        thread = threading.Thread(target=lambda: seen.append(explain("gated_product", *gate_inputs()).backend))
+        out = gated_product(*inputs)
+
+    def differentiate():
+        backends._kernels.cache_clear()  # ask again
+        slope = torch.autograd.grad(out.sum(), inputs, create_graph=True)
+        backends._kernels.cache_clear()
+        torch.autograd.grad(sum(x.square().sum() for x in slope), inputs)
+
+    if where == "outside":
+        differentiate()
+    elif where == "in another thread":
+        thread = threading.Thread(target=differentiate)
         thread.start()
         thread.join()
-    assert seen == ["reference"]
+    else:
+        with use_backend("cpu"):
+            differentiate()
+    assert called == ["reference"] * 3
 
 
 def test_unknown_name():
@@ -317,7 +366,7 @@ def test_a_backend_that_is_not_available_is_refused_at_once(monkeypatch):
     monkeypatch.setattr(backends._BACKENDS["cpu"], "unavailable", lambda: "it was not built")
     with pytest.raises(backends.BackendError, match="backend 'cpu' is not available: it was not built"), use_backend("cpu"):
         pass
-    assert available()["cpu"] == "it was not built"
+    assert available()["cpu"].reason == "it was not built"
 
 
 def test_an_interpreter_that_fails_is_not_available(monkeypatch):
@@ -402,7 +451,8 @@ def python(command, **environment):
 @pytest.fixture(scope="module")
 def reasons():
     """As `available`, of another process: what stands in for a GPU stands in the tests' own."""
-    done = python("import json; from lada_kernels import available; print(json.dumps(available()))")
+    command = "print(json.dumps({name: found.reason for name, found in available().items()}))"
+    done = python(f"import json; from lada_kernels import available; {command}")
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
 

@@ -7,7 +7,7 @@ import torch
 from benchmarks import cases
 from lada_kernels import backends
 
-MISSING = backends.available()["cpu"]
+MISSING = backends.available()["cpu"].reason
 
 
 @pytest.fixture

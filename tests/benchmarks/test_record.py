@@ -8,6 +8,7 @@ from benchmarks import __main__ as command
 from benchmarks import harness, record, trial
 from benchmarks.record import Row, Timing
 from lada_kernels import backends
+from lada_kernels.backends.base import Availability
 
 MACHINE = {"devices": {"cpu": {"name": "AMD EPYC(TM) 9R14"}, "cuda": {"devices": [{"name": "NVIDIA H100 80GB HBM3"}]}}}
 
@@ -105,7 +106,7 @@ def test_a_row_in_words():
 
 
 def test_backends_are_chosen(capsys):
-    missing = backends.available()
+    missing = {name: found.reason for name, found in backends.available().items()}
     assert command.choose_backends("cpu", "reference") == {"ours": "reference"}
     assert command.choose_backends("cpu", "cpu,reference") == {"cpu": "cpu", "reference": "reference"}
     with pytest.raises(SystemExit, match="'cpuu'"):
@@ -119,7 +120,8 @@ def test_backends_are_chosen(capsys):
 
 
 def test_a_backend_that_cannot_run_is_left_out_with_its_reason(monkeypatch, capsys):
-    monkeypatch.setattr(command, "available", lambda: {"cuda": None, "triton": "it has no interpreter"})
+    found = {"cuda": Availability(None), "triton": Availability("it has no interpreter")}
+    monkeypatch.setattr(command, "available", lambda: found)
     assert command.choose_backends("cpu", "cuda,triton") == {"ours": "cuda"}
     assert capsys.readouterr().out == "backend 'triton' is left out: it has no interpreter\n"
     with pytest.raises(SystemExit, match="no backend for cpu"):

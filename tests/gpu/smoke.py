@@ -124,7 +124,7 @@ def judge(backend: str, name: str, dtype: str, small: bool) -> bool:
 def why_not(backend: str, dtype: str) -> str | None:
     """None where a dtype can be judged on a backend; Triton's interpreter truncates bfloat16, which tests/ptx judges."""
     truncated = (backend, DEVICES[backend], dtype) == ("triton", "cpu", "bfloat16")
-    return available()[backend] or ("truncated" if truncated else None)
+    return available()[backend].reason or ("truncated" if truncated else None)
 
 
 def main() -> int:

@@ -21,7 +21,6 @@ from problems import (
     three_orders,
     true_orders,
 )
-from torch.library import opcheck
 
 from lada_kernels import additive_attention, additive_pool
 
@@ -144,21 +143,3 @@ def test_refusals(case):
     arguments, options, error, message = REFUSED[case]
     with pytest.raises(error, match=message):
         additive_attention(*arguments, **options)
-
-
-@pytest.mark.parametrize(("dtype", "mask"), [(torch.float32, None), (torch.bfloat16, "random")], ids=str)
-def test_opcheck(dtype, mask, backend, device):
-    ops, problem = torch.ops.lada_kernels, Problem(2, 5, 6, 2, mask=mask)
-    inputs = [x.detach() for x in make_inputs(ATTENTION, problem, dtype, device, layout="third")]
-    grad, cotangents = make_cotangents(ATTENTION, problem, inputs)
-    inputs.append(ATTENTION.options(problem, device)["mask"])
-    for return_weights in (False, True):
-        opcheck(ops.additive_attention.default, (*inputs, 0.5, return_weights))
-    _, pooled, normaliser, _ = ops.additive_attention(*inputs, 0.5, False)
-    saved = (grad.detach(), *inputs, pooled, normaliser)
-    for needs in ([True] * 4, [True, False, True, False], [False, True, False, True]):
-        opcheck(ops.additive_attention_backward.default, (needs, *saved, 0.5))
-    *_, grad_pooled = ops.additive_attention_backward([True] * 4, *saved, 0.5)
-    for needs, given in (([True] * 5, [True] * 4), ([False, True, False, True, False], [True, False, True, False])):
-        chosen = [x if use else None for x, use in zip(cotangents, given, strict=True)]
-        opcheck(ops.additive_attention_double_backward.default, (needs, *chosen, *saved, grad_pooled, 0.5))

@@ -21,7 +21,6 @@ from problems import (
     three_orders,
     true_orders,
 )
-from torch.library import opcheck
 
 from lada_kernels import additive_pool
 
@@ -236,26 +235,3 @@ def test_refusals(case):
     arguments, options, error, message = REFUSED[case]
     with pytest.raises(error, match=message):
         additive_pool(*arguments, **options)
-
-
-@pytest.mark.parametrize(
-    ("dtype", "per_head", "mask"), [(torch.float32, True, None), (torch.bfloat16, False, "random")], ids=str
-)
-def test_opcheck(dtype, per_head, mask, backend, device):
-    ops, problem = torch.ops.lada_kernels, Problem(2, 5, 6, 2, per_head=per_head, mask=mask)
-    x, w = (t.detach() for t in make_inputs(POOL, problem, dtype, device, layout="third"))
-    mask = POOL.options(problem, device)["mask"]
-    for return_weights in (False, True):
-        opcheck(ops.additive_pool.default, (x, w, mask, 0.5, per_head, return_weights))
-    pooled, normaliser, _ = ops.additive_pool(x, w, mask, 0.5, per_head, False)
-    grad = noise(pooled.shape, 0, pooled.dtype, device)
-    saved = (grad, x, w, mask, pooled, normaliser, 0.5, per_head)
-    cot_x, cot_w = noise(x.shape, 1, dtype, device), noise(w.shape, 2, dtype, device)
-    for needs in ([True, True], [False, True], [True, False]):
-        opcheck(ops.additive_pool_backward.default, (needs, *saved))
-    for needs, cotangents in (
-        ([True, True, True], (cot_x, cot_w)),
-        ([False, True, False], (cot_x, None)),
-        ([True, False, True], (None, cot_w)),
-    ):
-        opcheck(ops.additive_pool_double_backward.default, (needs, *cotangents, *saved))

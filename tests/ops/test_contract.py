@@ -1,5 +1,6 @@
 """What every op promises, whatever it computes: orders, layouts, partial gradients, and its place among torch's tools."""
 
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -29,8 +30,7 @@ from torch.autograd import grad as gradients
 from torch.autograd import gradcheck, gradgradcheck
 from torch.utils.checkpoint import checkpoint
 
-import lada_kernels.reference.gated_product as reference_gate
-from lada_kernels import use_backend
+from lada_kernels import backends, use_backend
 
 ALIGNED, ODD = Problem(3, 9, 32, 4), Problem(2, 5, 15, 3)
 TILES = Problem(2, 15, 512, 4)  # several of them for each row of threads
@@ -295,17 +295,17 @@ def test_poison_fills_every_kind_of_empty_tensor(dtype, backend, device):
 
 
 def test_poison_shows_what_a_kernel_leaves_unwritten(monkeypatch):
-    whole = reference_gate.backward
+    whole = backends.reference.KERNELS["gated_product"]
 
     def leaves_the_last_token(*args):
-        grad_g, *tokens = whole(*args)
+        grad_g, *tokens = whole.backward(*args)
         holes = [torch.empty_like(x) for x in tokens]
         for hole, x in zip(holes, tokens, strict=True):
             hole[:, :-1] = x[:, :-1]
         return grad_g, *holes
 
-    monkeypatch.setattr(reference_gate, "backward", leaves_the_last_token)
-
+    broken = replace(whole, backward=leaves_the_last_token)
+    monkeypatch.setattr(backends, "kernels", lambda *_: broken)
     with use_backend("reference"), pytest.raises(AssertionError, match=r"first 1: .* of .* values are not finite"):
         judge(GATE, ODD, torch.float32)
 

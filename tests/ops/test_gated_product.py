@@ -14,7 +14,6 @@ from problems import (
     three_orders,
     true_orders,
 )
-from torch.library import opcheck
 
 from lada_kernels import gated_product
 
@@ -64,15 +63,6 @@ def test_factors_side_by_side(dtype, backend, device):
         torch.testing.assert_close(one, other, rtol=0, atol=0)
 
 
-def test_opcheck_side_by_side(finest, device):
-    ops, shapes = torch.ops.lada_kernels, ((2, 6), (2, 5, 12), (2, 5, 6))
-    g, kv, grad = (noise(shape, 3, finest, device) for shape in shapes)
-    opcheck(ops.gated_product.default, (g, kv, None))
-    opcheck(ops.gated_product_backward.default, ([True, True, False], grad, g, kv, None))
-    for cotangents in ((g, kv, None), (None, kv, None), (g, None, None)):
-        opcheck(ops.gated_product_double_backward.default, ([True, True, True, False], *cotangents, grad, g, kv, None))
-
-
 G, K = torch.zeros(2, 6), torch.zeros(2, 5, 6)
 REFUSED = {
     "k of two dimensions": ((G, K[0], K), ValueError, r"k: got shape \[5, 6\], expected \[B, N, D\]"),
@@ -95,20 +85,3 @@ def test_refusals(case):
     arguments, error, message = REFUSED[case]
     with pytest.raises(error, match=message):
         gated_product(*arguments)
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_opcheck(dtype, backend, device):
-    ops, problem = torch.ops.lada_kernels, Problem(2, 5, 6)
-    inputs = [x.detach() for x in make_inputs(GATE, problem, dtype, device, layout="third", wide_parameters=True)]
-    grad, (cot_g, cot_k, cot_v) = make_cotangents(GATE, problem, inputs)
-    saved = (grad.detach(), *inputs)
-    opcheck(ops.gated_product.default, inputs)
-    for needs in ([True, True, True], [False, True, False], [True, False, True]):
-        opcheck(ops.gated_product_backward.default, (needs, *saved))
-    for needs, cotangents in (
-        ([True] * 4, (cot_g, cot_k, cot_v)),
-        ([True, False, True, False], (cot_g, None, None)),
-        ([False, True, False, True], (None, cot_k, cot_v)),
-    ):
-        opcheck(ops.gated_product_double_backward.default, (needs, *cotangents, *saved))

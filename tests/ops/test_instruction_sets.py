@@ -27,21 +27,6 @@ with use_backend("cpu"):
                 judge(op, problem, dtype, layout="odd_rows", grad_layout="misaligned")
     for dtype in DTYPES:
         judge(POOL, Problem(2, 37, 33, 5, per_head=False), dtype)
-from lada_kernels.backends.cpu import convolution as winograd
-from problems import assert_accurate
-
-for channels in (5, 40):
-    maps = {"x": torch.randn(2, channels, 4, 6), "grad": torch.randn(2, 3, 4, 6)}
-    weight = torch.randn(3, channels, 3, 3, dtype=torch.float64, requires_grad=True)
-    x = maps["x"].double().requires_grad_()
-    y = torch.nn.functional.conv2d(x, weight, padding=1)
-    grad_x, grad_weight = torch.autograd.grad(y, (x, weight), maps["grad"].double())
-    spectrum = winograd.spectrum(weight)
-    narrow = spectrum.detach().float()
-    assert_accurate(winograd.output(maps["x"], narrow), y.detach())
-    assert_accurate(winograd.input(maps["grad"], narrow), grad_x)
-    kernel = winograd.kernel(maps["grad"], maps["x"]).double()
-    assert_accurate(torch.autograd.grad(spectrum, weight, kernel)[0].float(), grad_weight)
 print("judged", native.native.build_info()["instruction_set"])
 """
 

@@ -15,7 +15,6 @@ from problems import (
     three_orders,
     true_orders,
 )
-from torch.library import opcheck
 
 from lada_kernels import modulated_layer_norm
 
@@ -130,22 +129,3 @@ def test_refusals(case):
     arguments, error, message = REFUSED[case]
     with pytest.raises(error, match=message):
         modulated_layer_norm(*arguments)
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_opcheck(dtype, backend, device):
-    ops, problem = torch.ops.lada_kernels, Problem(2, 5, 6)
-    x, gamma, beta = (t.detach() for t in make_inputs(NORM, problem, dtype, device, layout="third", wide_parameters=True))
-    grad, cotangents = make_cotangents(NORM, problem, [x, gamma, beta])
-    opcheck(ops.modulated_layer_norm.default, (x, gamma, beta, 1e-6))
-    _, mean, rstd = ops.modulated_layer_norm(x, gamma, beta, 1e-6)
-    saved = (grad.detach(), x, gamma, mean, rstd)
-    for needs in ([True] * 3, [False, True, False], [True, False, True]):
-        opcheck(ops.modulated_layer_norm_backward.default, (needs, *saved))
-    for needs, given in (
-        ([True] * 3, [True] * 3),
-        ([False, True, False], [True, False, True]),
-        ([True, False, True], [False, True, False]),
-    ):
-        chosen = [x if use else None for x, use in zip(cotangents, given, strict=True)]
-        opcheck(ops.modulated_layer_norm_double_backward.default, (needs, *chosen, *saved))

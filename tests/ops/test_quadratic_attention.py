@@ -210,24 +210,6 @@ def test_memory_grows_with_the_tokens(op):
 
 
 @each_op
-def test_torch_knows_the_op(op):
-    inputs, grad, cotangents = make(op, PROBLEMS[0], torch.float32)
-    plain = [x.detach() for x in inputs]  # the derivatives are the Functions' around these
-    entry = getattr(torch.ops.lada_kernels, op.__name__)
-    torch.library.opcheck(entry.default, (*plain, 0.5, False))
-    torch.library.opcheck(entry.default, (*plain, 0.5, True))
-    backward = getattr(torch.ops.lada_kernels, f"{op.__name__}_backward").default
-    torch.library.opcheck(backward, ([True] * len(inputs), grad.detach(), *plain, 0.5))
-    double = getattr(torch.ops.lada_kernels, f"{op.__name__}_double_backward").default
-    torch.library.opcheck(double, ([True] * (len(inputs) + 1), *cotangents, grad.detach(), *plain, 0.5))
-    compiled = torch.compile(op, fullgraph=True, backend="aot_eager")
-    for one, other in zip(
-        torch.autograd.grad(compiled(*inputs), inputs, grad), torch.autograd.grad(op(*inputs), inputs, grad), strict=True
-    ):
-        torch.testing.assert_close(one, other)
-
-
-@each_op
 def test_autocast_leaves_it_as_it_was_given(op, backend):
     inputs, grad, cotangents = make(op, PROBLEMS[0], torch.float32)
     plain = three_orders(op, inputs, grad, cotangents)
@@ -242,7 +224,7 @@ def test_who_computes():
     assert explanation.backend == "blockwise"
     assert explanation.reasons["cpu"] == "it has no kernel for l2_attention"
     assert explain("gated_product", torch.ones(1, 2)).reasons["blockwise"] == "it has no kernel for gated_product"
-    if backends.available()["cpu"] is None:
+    if backends.available()["cpu"]:
         with backends.use_backend("cpu"), pytest.raises(backends.BackendError, match="no kernel for dot_product_attention"):
             dot_product_attention(q, q, q)
 

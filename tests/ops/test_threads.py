@@ -9,7 +9,7 @@ from problems import OPS, Problem, assert_orders, cancelling, make_cotangents, m
 
 from lada_kernels import available, use_backend
 
-pytestmark = pytest.mark.skipif(available()["cpu"] is not None, reason=f"backend 'cpu': {available()['cpu']}")
+pytestmark = pytest.mark.skipif(not available()["cpu"], reason=f"backend 'cpu': {available()['cpu']}")
 
 # One batch element, whose tokens the threads share; and batch elements that they do not divide.
 PROBLEMS = (Problem(1, 2053, 40, 8), Problem(5, 131, 24, 3), Problem(3, 1, 16, 4), Problem(1, 3, 8, 2))

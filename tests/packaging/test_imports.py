@@ -49,7 +49,7 @@ with use_backend("reference"):
     slope.square().sum().backward()
 gradient = generator.init[0].weight.grad.norm().item()
 versions = info.collect()["versions"]
-print(json.dumps({"failed": failed, "gradient": gradient, "triton": available()["triton"], "versions": versions}))
+print(json.dumps({"failed": failed, "gradient": gradient, "triton": available()["triton"].reason, "versions": versions}))
 """
 )
 

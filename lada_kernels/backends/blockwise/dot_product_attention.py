@@ -25,13 +25,13 @@ def forward(q: Tensor, k: Tensor, v: Tensor, scale: float, return_weights: bool)
     return attend(q, k, v, None, scale), None
 
 
-def backward(needs: list[bool], *args: Any) -> tuple[Tensor, ...]:
-    """As the reference's; every gradient is computed, asked for or not."""
+def backward(*args: Any) -> tuple[Tensor, ...]:
+    """As the reference's."""
     return reference.backward(*args, compute=gradients)
 
 
-def double_backward(needs: list[bool], *args: Any) -> tuple[Tensor, ...]:
-    """As the reference's; every gradient is computed, asked for or not."""
+def double_backward(*args: Any) -> tuple[Tensor, ...]:
+    """As the reference's."""
     return reference.double_backward(*args, compute=second_gradients)
 
 

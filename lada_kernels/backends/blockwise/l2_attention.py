@@ -20,11 +20,11 @@ def forward(qk: Tensor, v: Tensor, scale: float, return_weights: bool) -> tuple[
     return attend(x, x, v, reference.bias_of(*widen(x.dtype, x), scale), 2 * scale), None
 
 
-def backward(needs: list[bool], *args: Any) -> tuple[Tensor, ...]:
-    """As the reference's; every gradient is computed, asked for or not."""
+def backward(*args: Any) -> tuple[Tensor, ...]:
+    """As the reference's."""
     return reference.backward(*args, compute=gradients)
 
 
-def double_backward(needs: list[bool], *args: Any) -> tuple[Tensor, ...]:
-    """As the reference's; every gradient is computed, asked for or not."""
+def double_backward(*args: Any) -> tuple[Tensor, ...]:
+    """As the reference's."""
     return reference.double_backward(*args, compute=second_gradients)

@@ -1,1 +1,12 @@
-"""Entry points of kernels that were compiled when the package was built: the same for the CPU and for CUDA."""
+"""Kernels that were compiled when the package was built: what is the same for the CPU and for CUDA."""
+
+from functools import partial
+from types import ModuleType
+
+from ..base import Kernels
+from .addresses import Run
+
+
+def orders(run: Run, module: ModuleType) -> Kernels:
+    """The three orders of a module whose functions take `run` first."""
+    return Kernels(partial(module.forward, run), partial(module.backward, run), partial(module.double_backward, run))

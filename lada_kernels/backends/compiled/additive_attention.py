@@ -5,8 +5,7 @@ from torch import Tensor
 from ...reference.precision import accumulate_dtype
 from ..arguments import dense_like, readable
 from .additive_pool import operands, pool
-from .addresses import address, shape, tokens
-from .runner import Run
+from .addresses import Run, address, shape, tokens
 
 
 def forward(
@@ -23,11 +22,11 @@ def forward(
     run(
         "additive_attention_forward",
         q,
-        shape(q, heads),
-        pool(q, weight, mask, pooled, normaliser, scale, True),
-        address(alpha),
-        tokens(k),
-        tokens(v),
-        tokens(out),
+        shape=shape(q, heads),
+        pool=pool(q, weight, mask, pooled, normaliser, scale, True),
+        alpha=address(alpha),
+        k=tokens(k),
+        v=tokens(v),
+        out=tokens(out),
     )
     return out, pooled, normaliser, alpha

@@ -1,11 +1,12 @@
 """additive_pool by csrc/cpu/additive_pool.cpp or csrc/cuda/additive_pool.cu."""
 
+from typing import Any
+
 from torch import Tensor
 
 from ...reference.precision import accumulate_dtype
 from ..arguments import dense_like, narrowed, readable, readable_or_none, wide, wide_like
-from .addresses import address, shape, tokens
-from .runner import Run
+from .addresses import Run, address, shape, tokens
 
 
 def forward(
@@ -17,7 +18,13 @@ def forward(
     pooled = x.new_empty((batch, heads, channels // heads if per_head else channels), dtype=dtype)
     normaliser = x.new_empty((batch, heads, 2), dtype=dtype)
     alpha = x.new_empty((batch, heads, count), dtype=dtype) if return_weights else None
-    run("additive_pool_forward", x, shape(x, heads), pool(x, weight, mask, pooled, normaliser, scale, per_head), address(alpha))
+    run(
+        "additive_pool_forward",
+        x,
+        shape=shape(x, heads),
+        pool=pool(x, weight, mask, pooled, normaliser, scale, per_head),
+        alpha=address(alpha),
+    )
     return pooled, normaliser, alpha
 
 
@@ -41,11 +48,11 @@ def backward(
     run(
         "additive_pool_backward",
         x,
-        shape(x, weight.shape[0]),
-        pool(x, weight, mask, pooled, normaliser, scale, per_head),
-        address(grad),
-        tokens(grad_x),
-        address(grad_weight),
+        shape=shape(x, weight.shape[0]),
+        pool=pool(x, weight, mask, pooled, normaliser, scale, per_head),
+        grad=address(grad),
+        grad_x=tokens(grad_x),
+        grad_weight=address(grad_weight),
     )
     return grad_x, narrowed(grad_weight, weight_dtype)
 
@@ -72,14 +79,14 @@ def double_backward(
     run(
         "additive_pool_double_backward",
         x,
-        shape(x, weight.shape[0]),
-        pool(x, weight, mask, pooled, normaliser, scale, per_head),
-        address(grad),
-        tokens(cot_x),
-        address(cot_weight),
-        address(out_grad),
-        tokens(out_x),
-        address(out_weight),
+        shape=shape(x, weight.shape[0]),
+        pool=pool(x, weight, mask, pooled, normaliser, scale, per_head),
+        grad=address(grad),
+        cot_x=tokens(cot_x),
+        cot_weight=address(cot_weight),
+        out_grad=address(out_grad),
+        out_x=tokens(out_x),
+        out_weight=address(out_weight),
     )
     return narrowed(out_grad, grad_dtype), out_x, narrowed(out_weight, weight_dtype)
 
@@ -91,6 +98,14 @@ def operands(x: Tensor, weight: Tensor, mask: Tensor | None) -> tuple[Tensor, Te
 
 def pool(
     x: Tensor, weight: Tensor, mask: Tensor | None, pooled: Tensor, normaliser: Tensor, scale: float, per_head: bool
-) -> tuple[tuple[int, int, int], int, int, int, int, float, bool]:
+) -> dict[str, Any]:
     """`Pool` of csrc/lada.h."""
-    return tokens(x), address(weight), address(mask), address(pooled), address(normaliser), scale, per_head
+    return {
+        "x": tokens(x),
+        "weight": address(weight),
+        "mask": address(mask),
+        "pooled": address(pooled),
+        "normaliser": address(normaliser),
+        "scale": scale,
+        "per_head": per_head,
+    }

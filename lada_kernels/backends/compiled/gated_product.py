@@ -3,15 +3,14 @@
 from torch import Tensor
 
 from ..arguments import LikeHalves, dense_like, narrowed, readable, readable_halves, readable_or_none, wide, wide_like
-from .addresses import address, shape, tokens
-from .runner import Run
+from .addresses import Run, address, shape, tokens
 
 
 def forward(run: Run, g: Tensor, k: Tensor, v: Tensor | None) -> Tensor:
     """As `lada_kernels.reference.gated_product.forward`."""
     g, (k, v) = wide(g, k), readable_halves(k, v)
     out = dense_like(k)
-    run("gated_product_forward", k, shape(k), address(g), tokens(k), tokens(v), tokens(out))
+    run("gated_product_forward", k, shape=shape(k), gate=address(g), k=tokens(k), v=tokens(v), out=tokens(out))
     return out
 
 
@@ -23,14 +22,14 @@ def backward(run: Run, needs: list[bool], grad: Tensor, g: Tensor, k: Tensor, v:
     run(
         "gated_product_backward",
         k,
-        shape(k),
-        address(g),
-        tokens(grad),
-        tokens(k),
-        tokens(v),
-        address(grad_g),
-        tokens(results.k),
-        tokens(results.v),
+        shape=shape(k),
+        gate=address(g),
+        grad=tokens(grad),
+        k=tokens(k),
+        v=tokens(v),
+        grad_gate=address(grad_g),
+        grad_k=tokens(results.k),
+        grad_v=tokens(results.v),
     )
     return narrowed(grad_g, gate_dtype), *results.whole
 
@@ -54,17 +53,17 @@ def double_backward(
     run(
         "gated_product_double_backward",
         k,
-        shape(k),
-        address(g),
-        tokens(grad),
-        tokens(k),
-        tokens(v),
-        address(cot_g),
-        tokens(cot_k),
-        tokens(cot_v),
-        address(out_g),
-        tokens(out_grad),
-        tokens(results.k),
-        tokens(results.v),
+        shape=shape(k),
+        gate=address(g),
+        grad=tokens(grad),
+        k=tokens(k),
+        v=tokens(v),
+        cot_gate=address(cot_g),
+        cot_k=tokens(cot_k),
+        cot_v=tokens(cot_v),
+        out_gate=address(out_g),
+        out_grad=tokens(out_grad),
+        out_k=tokens(results.k),
+        out_v=tokens(results.v),
     )
     return out_grad, narrowed(out_g, gate_dtype), *results.whole

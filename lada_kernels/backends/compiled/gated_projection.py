@@ -5,7 +5,7 @@ from torch.nn import functional
 
 from ...reference.precision import as_given
 from . import gated_product
-from .runner import Run
+from .addresses import Run
 
 
 def forward(

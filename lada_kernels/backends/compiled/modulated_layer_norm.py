@@ -4,8 +4,7 @@ from torch import Tensor
 
 from ...reference.precision import accumulate_dtype
 from ..arguments import dense_like, narrowed, readable, readable_or_none, wide, wide_like
-from .addresses import address, shape, tokens
-from .runner import Run
+from .addresses import Run, address, shape, tokens
 
 
 def forward(run: Run, x: Tensor, gamma: Tensor, beta: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
@@ -17,14 +16,14 @@ def forward(run: Run, x: Tensor, gamma: Tensor, beta: Tensor, eps: float) -> tup
     run(
         "modulated_layer_norm_forward",
         x,
-        shape(x),
-        eps,
-        tokens(x),
-        address(gamma),
-        address(beta),
-        tokens(out),
-        address(mean),
-        address(rstd),
+        shape=shape(x),
+        eps=eps,
+        x=tokens(x),
+        gamma=address(gamma),
+        beta=address(beta),
+        out=tokens(out),
+        mean=address(mean),
+        rstd=address(rstd),
     )
     return out, mean, rstd
 
@@ -39,15 +38,15 @@ def backward(
     run(
         "modulated_layer_norm_backward",
         x,
-        shape(x),
-        tokens(grad),
-        tokens(x),
-        address(gamma),
-        address(mean),
-        address(rstd),
-        tokens(grad_x),
-        address(grad_gamma),
-        address(grad_beta),
+        shape=shape(x),
+        grad=tokens(grad),
+        x=tokens(x),
+        gamma=address(gamma),
+        mean=address(mean),
+        rstd=address(rstd),
+        grad_x=tokens(grad_x),
+        grad_gamma=address(grad_gamma),
+        grad_beta=address(grad_beta),
     )
     return grad_x, narrowed(grad_gamma, gamma_dtype), narrowed(grad_beta, gamma_dtype)
 
@@ -72,17 +71,17 @@ def double_backward(
     run(
         "modulated_layer_norm_double_backward",
         x,
-        shape(x),
-        tokens(grad),
-        tokens(x),
-        address(gamma),
-        address(mean),
-        address(rstd),
-        tokens(cot_x),
-        address(cot_gamma),
-        address(cot_beta),
-        tokens(out_grad),
-        tokens(out_x),
-        address(out_gamma),
+        shape=shape(x),
+        grad=tokens(grad),
+        x=tokens(x),
+        gamma=address(gamma),
+        mean=address(mean),
+        rstd=address(rstd),
+        cot_x=tokens(cot_x),
+        cot_gamma=address(cot_gamma),
+        cot_beta=address(cot_beta),
+        out_grad=tokens(out_grad),
+        out_x=tokens(out_x),
+        out_gamma=address(out_gamma),
     )
     return out_grad, out_x, narrowed(out_gamma, gamma_dtype)

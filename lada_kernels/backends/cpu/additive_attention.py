@@ -5,8 +5,7 @@ from torch import Tensor
 from ..arguments import dense_like, narrowed, readable, readable_or_none, wide, wide_like
 from ..compiled.additive_attention import forward
 from ..compiled.additive_pool import operands, pool
-from ..compiled.addresses import address, shape, tokens
-from ..compiled.runner import Run
+from ..compiled.addresses import Run, address, shape, tokens
 
 __all__ = ["backward", "double_backward", "forward"]
 
@@ -33,16 +32,16 @@ def backward(
     run(
         "additive_attention_backward",
         q,
-        shape(q, weight.shape[0]),
-        pool(q, weight, mask, pooled, normaliser, scale, True),
-        tokens(grad),
-        tokens(k),
-        tokens(v),
-        tokens(grad_q),
-        tokens(grad_k),
-        tokens(grad_v),
-        address(grad_pooled),
-        address(grad_weight),
+        shape=shape(q, weight.shape[0]),
+        pool=pool(q, weight, mask, pooled, normaliser, scale, True),
+        grad=tokens(grad),
+        k=tokens(k),
+        v=tokens(v),
+        grad_q=tokens(grad_q),
+        grad_k=tokens(grad_k),
+        grad_v=tokens(grad_v),
+        grad_pooled=address(grad_pooled),
+        grad_weight=address(grad_weight),
     )
     return grad_q, grad_k, grad_v, narrowed(grad_weight, weight_dtype), grad_pooled
 
@@ -77,20 +76,20 @@ def double_backward(
     run(
         "additive_attention_double_backward",
         q,
-        shape(q, weight.shape[0]),
-        pool(q, weight, mask, pooled, normaliser, scale, True),
-        tokens(grad),
-        tokens(k),
-        tokens(v),
-        address(grad_pooled),
-        tokens(cot_q),
-        tokens(cot_k),
-        tokens(cot_v),
-        address(cot_weight),
-        tokens(out_grad),
-        tokens(out_q),
-        tokens(out_k),
-        tokens(out_v),
-        address(out_weight),
+        shape=shape(q, weight.shape[0]),
+        pool=pool(q, weight, mask, pooled, normaliser, scale, True),
+        grad=tokens(grad),
+        k=tokens(k),
+        v=tokens(v),
+        grad_pooled=address(grad_pooled),
+        cot_q=tokens(cot_q),
+        cot_k=tokens(cot_k),
+        cot_v=tokens(cot_v),
+        cot_weight=address(cot_weight),
+        out_grad=tokens(out_grad),
+        out_q=tokens(out_q),
+        out_k=tokens(out_k),
+        out_v=tokens(out_v),
+        out_weight=address(out_weight),
     )
     return out_grad, out_q, out_k, out_v, narrowed(out_weight, weight_dtype)

@@ -1,15 +1,24 @@
 """Hand-written CUDA C++ kernels, compiled when the package was built: nothing is compiled when they run."""
 
-from typing import Any
+from functools import partial
 
 import torch
 
-from ..arguments import Kind
-from ..compiled.runner import entry_points
-from . import launch
+from ..base import Kernels, Kind
+from ..compiled import additive_pool, gated_product, gated_projection, modulated_layer_norm, orders
+from . import additive_attention, launch
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 _MOST_CHANNELS = 4096
+
+KERNELS = {
+    "additive_pool": orders(launch.start, additive_pool),
+    "gated_product": orders(launch.start, gated_product),
+    "additive_attention": orders(launch.start, additive_attention),
+    "modulated_layer_norm": orders(launch.start, modulated_layer_norm),
+    "gated_projection": Kernels(partial(gated_projection.forward, launch.start)),
+}
+kernels = KERNELS.__getitem__
 
 
 def unavailable() -> str | None:
@@ -21,6 +30,8 @@ def refuses(op: str, kind: Kind) -> str | None:
     """None for tensors in a supported dtype on a CUDA device that can run the kernels, else the reason."""
     if reason := launch.why_no_kernels():
         return reason
+    if op not in KERNELS:
+        return f"it has no kernel for {op}"
     if kind.device.type != launch.DEVICE:
         return f"it computes on {launch.DEVICE} tensors, these are on {kind.device.type}"
     if kind.dtype not in _DTYPES:
@@ -28,8 +39,3 @@ def refuses(op: str, kind: Kind) -> str | None:
     if not op.startswith("gated") and kind.channels > _MOST_CHANNELS:
         return f"it takes up to {_MOST_CHANNELS} channels, these are {kind.channels}"
     return launch.why_not(kind.device)
-
-
-def kernels(op: str) -> Any:
-    """The op's entry points."""
-    return entry_points(op, launch.start, __name__) if op == "additive_attention" else entry_points(op, launch.start)

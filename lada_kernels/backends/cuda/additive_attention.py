@@ -6,8 +6,7 @@ from ..arguments import dense_like, narrowed, readable_or_none, wide, wide_like
 from ..compiled import additive_pool, gated_product
 from ..compiled.additive_attention import forward
 from ..compiled.additive_pool import operands, pool
-from ..compiled.addresses import address, shape, tokens
-from ..compiled.runner import Run
+from ..compiled.addresses import Run, address, shape, tokens
 
 __all__ = ["backward", "double_backward", "forward"]
 
@@ -65,18 +64,18 @@ def double_backward(
         run(
             kernel,
             q,
-            shape(q, heads),
-            pool(q, weight, mask, pooled, normaliser, scale, True),
-            address(grad_pooled),
-            tokens(cot_q),
-            address(cot_weight),
-            address(cot_gate),
-            tokens(out_q),
-            address(out_weight),
-            address(extra),
-            address(scalars),
-            address(means),
-            address(weight_sum),
+            shape=shape(q, heads),
+            pool=pool(q, weight, mask, pooled, normaliser, scale, True),
+            grad=address(grad_pooled),
+            cot_x=tokens(cot_q),
+            cot_weight=address(cot_weight),
+            out_grad=address(cot_gate),
+            out_x=tokens(out_q),
+            out_weight=address(out_weight),
+            extra=address(extra),
+            scalars=address(scalars),
+            means=address(means),
+            weight_sum=address(weight_sum),
         )
 
     # The pool's ∂ḡ is the cotangent of the gate's ḡ, and the gate's ∂g flows back through the pool that made g.

@@ -1,6 +1,7 @@
 """How the kernels of csrc/cuda are started: on which device and stream, and with which workspace."""
 
 from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,14 +18,14 @@ def queue(x: Tensor) -> tuple[int, int]:
     return x.device.index, torch.cuda.current_stream(x.device).cuda_stream
 
 
-def start(kernel: str, x: Tensor, *args: object) -> None:
+def start(kernel: str, x: Tensor, /, **arguments: Any) -> None:
     """Start a kernel on x's device; what it wants of workspace is held until it was started, and is the stream's until then."""
     run, where = getattr(kernels, kernel), queue(x)
     with current(x.device):
-        wanted = run((*where, 0, 0), *args)
+        wanted = run((*where, 0, 0), **arguments)
         if wanted:
             workspace = x.new_empty(wanted, dtype=torch.uint8)
-            run((*where, workspace.data_ptr(), wanted), *args)
+            run((*where, workspace.data_ptr(), wanted), **arguments)
 
 
 def current(device: torch.device) -> AbstractContextManager:

@@ -1,10 +1,10 @@
 """Fused Triton kernels for GPUs; with TRITON_INTERPRET=1, the same kernels interpreted on the CPU, slowly."""
 
 import functools
-import importlib
-from typing import Any
 
-from ..arguments import Kind
+from ..base import Kernels, Kind
+
+OPS = ("additive_pool", "gated_product", "additive_attention", "modulated_layer_norm", "gated_projection")
 
 
 @functools.cache
@@ -23,6 +23,8 @@ def refuses(op: str, kind: Kind) -> str | None:
         return reason
     from . import launch
 
+    if op not in OPS:
+        return f"it has no kernel for {op}"
     if kind.device.type != launch.device_type():
         return f"it computes on {launch.device_type()} tensors, these are on {kind.device.type}"
     if kind.dtype not in launch.DTYPES:
@@ -30,6 +32,15 @@ def refuses(op: str, kind: Kind) -> str | None:
     return None
 
 
-def kernels(op: str) -> Any:
-    """The op's entry points: the module of its name in this package."""
-    return importlib.import_module(f".{op}", __name__)
+@functools.cache
+def kernels(op: str) -> Kernels:
+    """The kernels of an op; Triton is imported where one is asked for."""
+    from . import additive_attention, additive_pool, gated_product, gated_projection, modulated_layer_norm
+
+    return {
+        "additive_pool": Kernels.of(additive_pool),
+        "gated_product": Kernels.of(gated_product),
+        "additive_attention": Kernels.of(additive_attention),
+        "modulated_layer_norm": Kernels.of(modulated_layer_norm),
+        "gated_projection": Kernels(gated_projection.forward),
+    }[op]

@@ -94,7 +94,8 @@ def _combine_kernel(
     maxima = tl.load(part_normaliser + at, mask=m < chunks, other=float("-inf"))
     highest = tl.max(maxima, axis=0)
     totals = tl.load(part_normaliser + at + 1, mask=m < chunks, other=0.0)
-    total = tl.sum(tl.exp(maxima - finite(highest)) * totals, axis=0)
+    # Without the condition, product and sum would be fused in some threads of those that hold the same sum, and differ there.
+    total = tl.sum(tl.where(m < chunks, tl.exp(maxima - finite(highest)) * totals, 0.0), axis=0)
     sums = tl.zeros([BC, BE], ACC)
     for begin in range(0, chunks, BC):
         c = begin + tl.arange(0, BC)

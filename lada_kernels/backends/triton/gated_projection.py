@@ -11,8 +11,9 @@ from ..arguments import readable
 from . import launch
 from .tokens import alignment, rows, strides
 
-# The widest D and O for which one program takes whole tokens of r to the output.
-_WIDEST = 128
+# The widest D and O for which one program takes whole tokens of r to the output; of float64, Triton 3.6 would stage more than
+# the shared memory of a device.
+_WIDEST = {2: 128, 4: 128, 8: 64}  # by the size of an element
 
 # (rows, channels of r, channels of x at a time, stages of loads under way, warps), by how x is multiplied and what is
 # written: r, an output of up to 64 channels from as many, or a wider one; "odd" where a size is no multiple of 16 or tokens
@@ -49,7 +50,7 @@ def forward(
     """As `lada_kernels.reference.gated_projection.forward`, with r rounded to x's dtype where it is projected."""
     (batch, tokens, inside), channels = x.shape, g.shape[1]
     outside = channels if out_weight is None else out_weight.shape[0]
-    if out_weight is not None and max(channels, outside) > _WIDEST:
+    if out_weight is not None and max(channels, outside) > _WIDEST[x.element_size()]:
         r = forward(x, g, weight, bias, None, None)
         with as_given(x.device.type):
             return functional.linear(r, out_weight, out_bias)

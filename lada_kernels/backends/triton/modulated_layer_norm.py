@@ -4,7 +4,6 @@ A program keeps whole tokens in registers, as tiles [piece, token, channel]: the
 thread's registers, so that a narrow token is one warp's alone and its means need no barrier.
 """
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor

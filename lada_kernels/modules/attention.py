@@ -7,6 +7,7 @@ from torch.nn import functional
 from lada_kernels.backends import chosen
 from lada_kernels.modules import checks
 from lada_kernels.ops import additive_attention, additive_pool, gated_product, gated_projection
+from lada_kernels.reference.precision import accumulate_dtype
 
 # Elements of x from which the arithmetic that folding saves outweighs its calls; measured on a CPU.
 _WORTH_FOLDING = 2**17
@@ -27,8 +28,9 @@ class LadaAttention(nn.Module):
     pooling: score x itself with A = w W_q, pool it to P_h = sum_n alpha_n x_n, then project only that,
     g_h = W_q,h P_h + b_q,h. The function and its derivatives are the same up to rounding; a quarter of the
     projections' arithmetic and the memory of q are saved. But that takes more calls: few tokens are faster
-    in the order of the equations. ``fold_query=None`` folds an x of 2^17 elements and more, ``True`` every
-    one, ``False`` none. The attribute can be switched at any time.
+    in the order of the equations. ``fold_query=None`` folds an x of 2^17 elements and more, and every one in
+    compiled code, where calls cost little; ``True`` every one, ``False`` none. The attribute can be switched
+    at any time.
 
     ``recompute=True`` saves memory in training: k and v, up to ``dim`` 128 g * k * v too, are not kept for the
     gradients but computed again, as one more projection. It always folds; it can be switched at any time as well.
@@ -37,8 +39,9 @@ class LadaAttention(nn.Module):
     one that pools it and one that turns it into the output, and nothing else of its size is written.
 
     Parameters, named as in the official checkpoints: ``to_qkv`` (dim -> 3 dim), ``q_attn`` (dim -> heads),
-    ``to_out`` (dim -> dim). Folded, the first two are read and never called, so hooks on them do not run; nor,
-    in two passes, do those on the third.
+    ``to_out`` (dim -> dim). Of a plain `torch.nn.Linear` the parameters may be read in place of a call. Any
+    other layer, such as a low-rank adapter or a quantised one, and one with hooks, as of
+    `torch.nn.utils.spectral_norm`, is called, in the order of the equations.
 
     Args:
         dim: channels D of the input.
@@ -77,7 +80,11 @@ class LadaAttention(nn.Module):
             [B, N, dim]; with ``return_weights`` a pair of it and alpha [B, H, N] (not differentiable).
         """
         checks.tokens(x, self.dim)
-        fold = self.recompute or (x.numel() >= _WORTH_FOLDING if self.fold_query is None else self.fold_query)
+        if not _plain(self.q_attn):
+            return self._in_plain_torch(x, mask, return_weights)
+        # Compiled code would be bound to the batch size by a question about it.
+        large = torch.compiler.is_compiling() or x.numel() >= _WORTH_FOLDING
+        fold = _plain(self.to_qkv) and (self.recompute or (large if self.fold_query is None else self.fold_query))
         attend = self._folded if fold else self._unfolded
         return attend(x, mask, return_weights)
 
@@ -101,9 +108,9 @@ class LadaAttention(nn.Module):
         if mask is not None:
             # Without any token alpha sums to zero, not one, and takes b_q with it.
             g = g.masked_fill(~mask.any(dim=1, keepdim=True), 0)
-        arguments = (x, g, w_kv, b_kv, to_out.weight, to_out.bias)
-        if dim <= _TWO_PASS and (self.recompute or _gain_without_gradients(*arguments)):
-            out = gated_projection(*arguments)  # [B, N, D]
+        two_passes = dim <= _TWO_PASS and _plain(to_out)
+        if two_passes and (self.recompute or _gain_without_gradients(x, g, w_kv, b_kv, to_out.weight, to_out.bias)):
+            out = gated_projection(x, g, w_kv, b_kv, to_out.weight, to_out.bias)  # [B, N, D]
         elif self.recompute:
             out = to_out(gated_projection(x, g, w_kv, b_kv))
         else:
@@ -120,9 +127,32 @@ class LadaAttention(nn.Module):
             return self.to_out(out), weights
         return self.to_out(out)
 
+    def _in_plain_torch(self, x: Tensor, mask: Tensor | None, return_weights: bool) -> Tensor | tuple[Tensor, Tensor]:
+        q, k, v = self.to_qkv(x).chunk(3, dim=-1)  # [B, N, D] each
+        if mask is not None:
+            q = q.masked_fill(~mask[:, :, None], 0)  # what a masked token holds has no effect, NaN included
+        scores = self.scale * self.q_attn(q)  # [B, N, H]
+        scores = scores.to(accumulate_dtype(scores.dtype))
+        if mask is None:
+            alpha = scores.softmax(1)
+        else:
+            some = mask.any(1, keepdim=True)  # without any token there is no softmax, and g is zero
+            alpha = scores.masked_fill((~mask & some)[:, :, None], -torch.inf).softmax(1).masked_fill(~mask[:, :, None], 0)
+        g = torch.einsum("bnh,bnhd->bhd", alpha.to(q.dtype), q.unflatten(2, (self.heads, -1))).flatten(1)  # [B, D]
+        out = self.to_out(gated_product(g, k, v))
+        return (out, alpha.detach().mT) if return_weights else out
+
     def extra_repr(self) -> str:
         """What `print` shows."""
         return f"dim={self.dim}, heads={self.heads}, fold_query={self.fold_query}, recompute={self.recompute}"
+
+
+def _plain(layer: nn.Module) -> bool:
+    """Whether a call of the layer does no more than apply its weight and bias, parametrised or not."""
+    if not isinstance(layer, nn.Linear) or layer.bias is None or "forward" in vars(layer):
+        return False
+    hooks = (layer._forward_hooks, layer._forward_pre_hooks, layer._backward_hooks, layer._backward_pre_hooks)
+    return type(layer).forward is nn.Linear.forward and not any(hooks)
 
 
 def _gain_without_gradients(x: Tensor, *others: Tensor) -> bool:

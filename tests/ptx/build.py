@@ -137,9 +137,9 @@ class Kernels(ModuleType):
         if name in ("configure", "device", "launched", "registered"):
             return found
 
-        def run(*args: Any) -> Any:
+        def run(*args: Any, **arguments: Any) -> Any:
             storages.hand_over(machine)
-            wanted = found(*args)
+            wanted = found(*args, **arguments)
             if not wanted:  # else it is called again, with a workspace
                 storages.launched()
             return wanted

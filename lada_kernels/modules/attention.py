@@ -149,7 +149,7 @@ class LadaAttention(nn.Module):
 
 def _plain(layer: nn.Module) -> bool:
     """Whether a call of the layer does no more than apply its weight and bias, parametrised or not."""
-    if not isinstance(layer, nn.Linear) or layer.bias is None or "forward" in vars(layer):
+    if not isinstance(layer, nn.Linear) or layer.bias is None or "forward" in layer.__dict__:
         return False
     hooks = (layer._forward_hooks, layer._forward_pre_hooks, layer._backward_hooks, layer._backward_pre_hooks)
     return type(layer).forward is nn.Linear.forward and not any(hooks)

@@ -36,7 +36,7 @@ class Blur(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """[B, C, H, W] -> [B, C, H', W'], H' = floor((H + 2 padding - 4) / stride) + 1 and W' likewise."""
         _check_map(x, max(1, len(_TAPS) - 2 * self.padding))
-        return _Correlate.apply(x, self.kernel, self.padding, self.stride)
+        return _applied(_Correlate, x, self.kernel, self.padding, self.stride)
 
     def extra_repr(self) -> str:
         """What `print` shows."""
@@ -66,7 +66,7 @@ class BlurUpsample(Blur):
     def forward(self, x: Tensor) -> Tensor:
         """[B, C, H, W] -> [B, C, 2H, 2W]."""
         _check_map(x, 1)
-        return _Adjoint.apply(x, self.kernel, self.padding, self.stride, (2 * x.shape[2], 2 * x.shape[3]))
+        return _applied(_Adjoint, x, self.kernel, self.padding, self.stride, (2 * x.shape[2], 2 * x.shape[3]))
 
 
 class MeanPool(nn.Module):
@@ -82,12 +82,17 @@ class MeanPool(nn.Module):
         """[B, C, H, W] -> [B, C, H/2, W/2]."""
         if x.dim() != 4 or x.shape[2] % 2 or x.shape[3] % 2:
             raise ValueError(f"x must be [B, C, H, W] with H and W even, got {list(x.shape)}")
-        return _Mean.apply(x)
+        return _applied(_Mean, x)
 
 
 def _check_map(x: Tensor, least: int) -> None:
     if x.dim() != 4 or min(x.shape[2:]) < least:
         raise ValueError(f"x must be [B, C, H, W] with H and W at least {least}, got {list(x.shape)}")
+
+
+def _applied(function: type[Function], *args: Any) -> Tensor:
+    """The function with its lean derivatives; compiled, with those of the operations inside, as R1 there needs them."""
+    return function.forward(*args) if torch.compiler.is_compiling() else function.apply(*args)
 
 
 def _depthwise(kernel: Tensor, x: Tensor) -> Tensor:

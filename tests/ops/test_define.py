@@ -4,6 +4,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
+import compilers
 import pytest
 import torch
 from problems import LAYOUTS, noise
@@ -77,11 +78,7 @@ def orders(function, inputs):
     """The value, the gradients, and those of a penalty on them."""
     value = function(*inputs)
     slopes = torch.autograd.grad(value.square().sum(), inputs, create_graph=True)
-    return [value, *slopes, *torch.autograd.grad(penalty(slopes), inputs)]
-
-
-def penalty(slopes):
-    return sum(slope.square().sum() for slope in slopes)
+    return [value, *slopes, *torch.autograd.grad(compilers.penalty(slopes), inputs)]
 
 
 class Calls(TorchDispatchMode):
@@ -115,7 +112,7 @@ def judge_calls(case, dtype, layout):
         if func.overloadpacket.__name__.endswith("_double_backward"):
             opcheck(func, args, test_utils=("test_schema", "test_autograd_registration", "test_faketensor"))
             with pytest.raises(NotImplementedError, match="is differentiable twice; a third derivative was asked for"):
-                penalty(func(*args)).backward()
+                compilers.penalty(func(*args)).backward()
         else:
             opcheck(func, args)
 
@@ -137,49 +134,11 @@ def test_torch_knows_the_other_operators(name, dtype):
     judge_calls(OTHERS[name], dtype, "dense")
 
 
-def inside(function):
-    def penalised(*inputs):
-        return penalty(torch.autograd.grad(function(*inputs).square().sum(), inputs, create_graph=True))
-
-    return penalised
-
-
-def by_func(function):
-    def penalised(*inputs):
-        everything = tuple(range(len(inputs)))
-        return penalty(torch.func.grad(lambda *xs: function(*xs).square().sum(), argnums=everything)(*inputs))
-
-    return penalised
-
-
-WAYS = {"autograd.grad inside": inside, "func.grad inside": by_func, "differentiated outside": None}
-
-
-def outcome(function, inputs, compiler, way):
-    """ "right" or "raised": R1's gradients within 1e-5 of the eager ones, or an error; anything else fails."""
-    torch.compiler.reset()
-    expected = torch.autograd.grad(inside(function)(*inputs), inputs)
-    try:
-        if WAYS[way] is None:
-            loss = inside(torch.compile(function, fullgraph=True, backend=compiler))(*inputs)
-        else:
-            loss = torch.compile(WAYS[way](function), fullgraph=True, backend=compiler)(*inputs)
-        got = torch.autograd.grad(loss, inputs)
-    except Exception as error:  # whichever: torch's, not a wrong number
-        return f"raised {type(error).__name__}"
-    for one, other in zip(got, expected, strict=True):
-        assert (one - other).norm() <= 1e-5 * other.norm()
-    return "right"
-
-
-@pytest.mark.parametrize("compiler", ["eager", "aot_eager", "inductor"])
+@pytest.mark.parametrize("compiler", compilers.COMPILERS)
 @each_case
 @torch._dynamo.config.patch(trace_autograd_ops=True)
 def test_r1_is_right_or_refused_by_compilers(case, compiler):
-    outcomes = {way: outcome(case, case.inputs(torch.float32), compiler, way) for way in WAYS}
-    print(outcomes)
-    assert outcomes["autograd.grad inside"] == "right"
-    assert outcomes["differentiated outside"] == "right" if compiler == "eager" else "raised RuntimeError"
+    compilers.judge(case, case.inputs(torch.float32), [], compiler)
 
 
 class AsModule(torch.nn.Module):
@@ -209,7 +168,7 @@ def test_function_transforms(case):
         return torch.func.grad(lambda *xs: case(*xs).square().sum(), argnums=everything)(*xs)
 
     def second(*xs):
-        return torch.func.grad(lambda *xs: penalty(gradients(*xs)), argnums=everything)(*xs)
+        return torch.func.grad(lambda *xs: compilers.penalty(gradients(*xs)), argnums=everything)(*xs)
 
     _, *expected = orders(case, inputs)
     for got, truth in zip((*gradients(*inputs), *second(*inputs)), expected, strict=True):
@@ -248,7 +207,7 @@ def test_a_freed_storage_is_refused(case, order):
             with pytest.raises(RuntimeError, match=r"got a storage of 0 bytes, expected \d+ for shape"):
                 case(*inputs)
         else:
-            loss = penalty(slopes) if order == 3 else slopes.square().sum()
+            loss = compilers.penalty(slopes) if order == 3 else slopes.square().sum()
             with nullcontext() if index in shifts else pytest.raises(RuntimeError, match=NOTHING_THERE):
                 torch.autograd.grad(loss, [x for i, x in enumerate(inputs) if i != index])
 

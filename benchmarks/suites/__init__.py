@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator
 
 from benchmarks.cases import Plan
-from benchmarks.suites import attention, families, floors, models, ops, overhead, scaling
+from benchmarks.suites import attention, compiled, families, floors, models, ops, overhead, scaling
 from benchmarks.trial import Case
 
 # On the CPU tiny calls come first, before the others have filled the heap; on a GPU what tells most.
@@ -12,8 +12,9 @@ SUITES: dict[str, Callable[[Plan], Iterator[Case]]] = {
     "ops": ops.cases,
     "floors": floors.cases,
     "attention": attention.cases,
+    "compiled": compiled.cases,
     "models": models.cases,
     "families": families.cases,
     "scaling": scaling.cases,
 }
-ORDER = {"cpu": tuple(SUITES), "cuda": ("ops", "floors", "models", "attention", "families", "overhead", "scaling")}
+ORDER = {"cpu": tuple(SUITES), "cuda": ("ops", "floors", "models", "attention", "compiled", "families", "overhead", "scaling")}

@@ -133,7 +133,7 @@ def figures(out: Path, dry: bool) -> Stage:
     if not dry:
         return Stage("figures", {"figures": run}, 235)
     rehearsal = [*PYTHON, "-c", EXECUTED, "benchmarks", "--tiny", "--device", "cpu"]
-    most = ["--backend", "cuda,triton", "--only", "ops,floors,attention,families,overhead,scaling", "--out", str(out)]
+    most = ["--backend", "cuda,triton", "--only", "ops,floors,attention,families,overhead,scaling,compiled", "--out", str(out)]
     models = ["--backend", "cuda", "--only", "models", "--out", str(out / "models.json")]  # minutes, where interpreted
     commands = {"figures": rehearsal + most, "figures of models": rehearsal + models}
     return Stage("figures", commands, 235, HELPERS | FEW_THREADS, cores=1)

@@ -152,6 +152,13 @@ def overhead_lines(row: Row) -> Iterable[list[str]]:
         yield [row.case["call"], row.case["mode"], name, *shown, times(speedup(row, name, "plain"))]
 
 
+def compiled_lines(row: Row) -> Iterable[list[str]]:
+    for name in ours([row]):
+        shown = (duration(row.times[who]) if who in row.times else "–" for who in (name, "compiled", "plain"))
+        cells = (f"`{row.case['call']}`", by_x(row.case["shape"]), row.case["task"], name)
+        yield [*cells, *shown, times(speedup(row, name, "compiled"))]
+
+
 def floor_lines(row: Row) -> Iterable[list[str]]:
     case, figures = row.case, row.figures
     for name in ours([row]):
@@ -213,6 +220,13 @@ BLOCKS: dict[str, Callable[[Records, str], str]] = {
             *("B×N×D", "task", "who", "time", *AS_FAST, "share of the matrix product"),
             *("peak MiB", "peak MiB, official", "saved MiB", "saved MiB, official"),
             lines=attention_lines,
+        ),
+    ),
+    "compiled": block(
+        "compiled",
+        one_table(
+            *("call", "B×N×D×H", "task", "who", "time", "plain, compiled", "plain", "as fast as plain, compiled"),
+            lines=compiled_lines,
         ),
     ),
     "scaling": block("scaling", scaling_tables, "scaling"),

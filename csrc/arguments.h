@@ -9,8 +9,12 @@
 
 namespace lada {
 
-// The fields of each struct: visit(name, field).
-#define FIELD(name) visit(#name, s.name);
+// The fields of each struct: visit(name, field), the name a Python string that is made once.
+#define FIELD(name)                                                   \
+  {                                                                   \
+    static PyObject* const key = PyUnicode_InternFromString(#name);   \
+    visit(key, s.name);                                               \
+  }
 template <class Visit> void fields(Shape& s, Visit& visit) {
   FIELD(batch) FIELD(tokens) FIELD(channels) FIELD(heads) FIELD(dtype) FIELD(threads)
 }
@@ -87,9 +91,9 @@ inline void set(pybind11::handle given, Tokens& field) {  // (address, batch str
 // A dict holds all fields and nothing else.
 template <class Struct> void read(pybind11::handle given, Struct& s) {
   Py_ssize_t count = 0;
-  const auto visit = [&](const char* name, auto& field) {
-    PyObject* value = PyDict_GetItemString(given.ptr(), name);
-    if (!value) throw pybind11::type_error(std::string(name) + ": got nothing for this field");
+  const auto visit = [&](PyObject* name, auto& field) {
+    PyObject* value = PyDict_GetItem(given.ptr(), name);
+    if (!value) throw pybind11::type_error(std::string(pybind11::str(name)) + ": got nothing for this field");
     set(value, field);
     ++count;
   };

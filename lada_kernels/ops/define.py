@@ -6,6 +6,8 @@ they do torch's own.
 """
 
 from collections.abc import Callable, Sequence
+from itertools import zip_longest
+from operator import itemgetter
 from typing import Any, NoReturn
 
 import torch
@@ -59,31 +61,33 @@ class Operator:
         names = [argument.split()[1] for argument in arguments] + ["backend"]
         known = [*names, *results]
         needs_come_first = names[0] == "needs"
-        like, keep = names.index(primary), [known.index(tensor) for tensor in saved]
-        set_, where = [names.index(setting) for setting in (*settings, "backend")], [names.index(x) for x in gradients]
+        like, where = names.index(primary), [names.index(x) for x in gradients]
+        tensors = [(i, names[i]) for i, argument in enumerate(arguments) if argument.startswith("Tensor")]
+        to_save = picking([known.index(tensor) for tensor in saved])
+        to_set = picking([names.index(setting) for setting in (*settings, "backend")])
 
         def present(computed: Results, args: tuple[Any, ...]) -> Any:
             if isinstance(computed, Tensor):
                 return computed
-            asked = args[0] if needs_come_first else []
-            asked = [*asked, *[True] * (len(results) - len(asked))]
-            return tuple(
-                [x if needed and x is not None else args[like].new_empty(0) for x, needed in zip(computed, asked, strict=True)]
-            )
+            if needs_come_first:
+                computed = [x if needed else None for x, needed in zip_longest(computed, args[0], fillvalue=True)]
+            return tuple([args[like].new_empty(0) if x is None else x for x in computed])
 
         def run(*args: Any) -> Any:
-            for argument, x in zip(names, args, strict=True):
-                if isinstance(x, Tensor):
-                    check_storage(argument, x)
+            for i, argument in tensors:
+                if args[i] is not None:
+                    check_storage(argument, args[i])
             return present(compute(backends.kernels(op, args[like], args[-1]), *args[:-1]), args)
 
         def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
             outputs = (output,) if isinstance(output, Tensor) else output
-            values = (*inputs, *outputs)
-            ctx.save_for_backward(*[values[i] for i in keep])
-            ctx.settings = [values[i] for i in set_]
-            absent = [x for x, needed in zip(outputs, inputs[0], strict=False) if not needed] if needs_come_first else []
-            ctx.mark_non_differentiable(*absent, *outputs[first:])
+            ctx.save_for_backward(*to_save((*inputs, *outputs)))
+            ctx.settings = to_set(inputs)
+            constant = outputs[first:]
+            if needs_come_first and not all(inputs[0]):
+                constant += tuple([x for x, needed in zip(outputs, inputs[0], strict=False) if not needed])
+            if constant:
+                ctx.mark_non_differentiable(*constant)
             ctx.set_materialize_grads(False)
 
         def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
@@ -102,20 +106,46 @@ class Operator:
         torch.library.register_fake(qualified, lambda *args: present(fake(*args[:-1]), args), lib=_LIBRARY)
         torch.library.register_autograd(qualified, backward, setup_context=setup_context, lib=_LIBRARY)
         torch.library.register_vmap(qualified, _one_by_one(overload), lib=_LIBRARY)
-        # torch.func does not take what register_autograd makes, but it takes this.
-        members = {
-            "forward": staticmethod(lambda *args: overload(*args)),
-            "setup_context": staticmethod(setup_context),
-            "backward": staticmethod(backward),
-            "generate_vmap_rule": True,
-        }
-        self._overload, self._apply = overload, type(name, (Function,), members).apply
+
+        class Eager(Function):
+            """The same, cheaper than what `register_autograd` makes."""
+
+            @staticmethod
+            def forward(ctx: Any, *args: Any) -> Any:
+                output = overload(*args)
+                setup_context(ctx, args, output)
+                return output
+
+        class Transformed(Function):
+            """The same where torch.func may transform it."""
+
+            generate_vmap_rule = True
+
+            @staticmethod
+            def forward(*args: Any) -> Any:
+                return overload(*args)
+
+        Transformed.setup_context = staticmethod(setup_context)
+        Eager.backward = Transformed.backward = staticmethod(backward)
+        self._overload, self._eager, self._transformed = overload, Eager.apply, Transformed.apply
 
     def __call__(self, *args: Any) -> Any:
         """The results."""
         if torch.compiler.is_compiling() or not torch.is_grad_enabled():
             return self._overload(*args)
-        return self._apply(*args)
+        try:
+            return self._eager(*args)
+        except RuntimeError as error:  # before anything was computed, where torch.func is at work
+            if "setup_context" not in str(error):
+                raise
+            return self._transformed(*args)
+
+
+def picking(positions: Sequence[int]) -> Callable[[Sequence[Any]], tuple[Any, ...]]:
+    """Takes the values at these positions."""
+    if len(positions) < 2:
+        return lambda values: tuple([values[i] for i in positions])
+    return itemgetter(*positions)
 
 
 def _dense(x: Tensor) -> Tensor:
@@ -268,8 +298,8 @@ def check_storage(name: str, x: Tensor) -> None:
     count = x.numel()
     if count and not x.is_contiguous():
         count = 1 + sum([(size - 1) * stride for size, stride in zip(x.shape, x.stride(), strict=True)])
-    needed = (x.storage_offset() + count) * x.element_size() if count else 0
-    if storage.nbytes() < needed:
+    needed = (x.storage_offset() + count) * x.element_size()
+    if count and storage.nbytes() < needed:
         raise RuntimeError(
             f"{name}: got a storage of {storage.nbytes()} bytes, expected {needed} for shape {list(x.shape)}; "
             "it has been freed or resized"

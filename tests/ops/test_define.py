@@ -182,6 +182,17 @@ def test_function_transforms(case):
 
 
 @each_case
+def test_calls_inside_a_transform_that_it_does_not_reach(case):
+    """torch.func is at work, and none of the op's tensors are its own."""
+    inputs = case.inputs()
+    expected = orders(case, inputs)
+    value = torch.vmap(lambda t: t * case(*inputs))(torch.ones(2, dtype=torch.float64))
+    torch.testing.assert_close(value[1], expected[0])
+    for got, truth in zip(torch.autograd.grad(value[0].square().sum(), inputs), expected[1:], strict=False):
+        torch.testing.assert_close(got, truth)
+
+
+@each_case
 def test_batched_gradients(case):
     inputs = case.inputs()
     assert torch.autograd.gradcheck(case, inputs, check_batched_grad=True)

@@ -101,9 +101,8 @@ def test_installed_wheel_computes_elsewhere(installed, tmp_path):
 
 
 def test_installed_wheel_knows_what_it_was_built_for(built, installed, tmp_path):
-    command = (
-        "from lada_kernels.native import native; print(native.build_info()['cuda_architectures'], hasattr(native, 'cuda'))"
-    )
+    built_for = "native.build_info()['cuda_architectures'], hasattr(native, 'cuda')"
+    command = f"from lada_kernels.backends.native import native; print({built_for})"
     done = run([sys.executable, "-c", command], cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(installed)})
     assert done.stdout.split() == (["None", "False"] if "no CUDA (" in built[1] else [ARCHITECTURE, "True"])
 
@@ -124,7 +123,7 @@ assert [str(w.message) for w in caught if "could not be imported" in str(w.messa
 try:
     with lada_kernels.use_backend("cpu"):
         pass
-except lada_kernels.backends.BackendError as error:
+except lada_kernels.BackendError as error:
     print(error)
 """
     environment = {**os.environ, "PYTHONPATH": str(bare), "TRITON_INTERPRET": "0"}  # else Triton's interpreter would do

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...native import native, why_not_built
+from ..native import native, why_not_built
 
 # Tests put the same kernels, compiled for the CPU, in the place of these three.
 kernels = getattr(native, "cuda", None)

@@ -7,7 +7,7 @@ import torch  # noqa: F401
 
 native: ModuleType | None
 try:
-    from . import _native as native
+    from .. import _native as native
 except ImportError as error:
     native = None
     cure = "" if "LADA_CPU_ISA" in str(error) else "; reinstall with `pip install .`"

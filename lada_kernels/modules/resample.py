@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import Function
 from torch.nn import functional
+from torch.nn.grad import conv2d_input
 
 _TAPS = (1.0, 3.0, 3.0, 1.0)
 
@@ -115,7 +116,7 @@ class _Adjoint(Function):
     @staticmethod
     def forward(y: Tensor, kernel: Tensor, padding: int, stride: int, size: tuple[int, int]) -> Tensor:
         shape = (*y.shape[:2], *size)
-        return torch.nn.grad.conv2d_input(shape, _depthwise(kernel, y), y, stride, padding, groups=y.shape[1])
+        return conv2d_input(shape, _depthwise(kernel, y), y, stride, padding, groups=y.shape[1])
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:

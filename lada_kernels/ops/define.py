@@ -6,7 +6,7 @@ they do torch's own.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any, NoReturn
+from typing import Any, Generic, NoReturn, TypeVar
 
 import torch
 from torch import Tensor
@@ -16,6 +16,8 @@ from .. import backends
 from ..backends.base import Results
 
 _LIBRARY = torch.library.Library("lada_kernels", "DEF")
+
+R = TypeVar("R")
 
 
 class Operator:
@@ -109,7 +111,8 @@ class Operator:
             "backward": staticmethod(backward),
             "generate_vmap_rule": True,
         }
-        self._overload, self._apply = overload, type(name, (Function,), members).apply
+        function: Any = type(name, (Function,), members)
+        self._overload, self._apply = overload, function.apply
 
     def __call__(self, *args: Any) -> Any:
         """The results."""
@@ -122,8 +125,8 @@ def _dense(x: Tensor) -> Tensor:
     return x.new_empty(x.shape)
 
 
-class Op:
-    """An op in three orders.
+class Op(Generic[R]):
+    """An op in three orders; R is what a call returns, a tensor or a tuple of them.
 
     What they take and return, and every backend's kernels with them, is by what is declared::
 
@@ -187,7 +190,7 @@ class Op:
         returned = [f"grad_{tensor}" for tensor in gradients]
         read = [*inner, *(returned if reads_gradients else [])]
         second = ["grad", *(tensor for tensor in gradients if tensor in saved)]
-        shared = {"op": name, "primary": primary, "settings": [setting.split()[1] for setting in settings]}
+        shared: dict[str, Any] = {"op": name, "primary": primary, "settings": [setting.split()[1] for setting in settings]}
         if gradient is None:
             arguments = ["bool[] needs", *cotangents, "Tensor grad", *typed(saved), *typed(read), *settings]
             double_backward = Operator(
@@ -215,7 +218,7 @@ class Op:
                 derivative=double_backward,
                 **shared,
             )
-        self.backward = gradient
+        self.backward: Callable[..., Any] = gradient
         self.forward = Operator(
             name,
             [*typed(inputs), *settings, *options],
@@ -230,9 +233,10 @@ class Op:
             **shared,
         )
 
-    def __call__(self, *args: Any) -> Any:
+    def __call__(self, *args: Any) -> R:
         """The forward's results, on the backend that is asked for here."""
-        return self.forward(*args, backends.requested())
+        results: R = self.forward(*args, backends.requested())
+        return results
 
 
 def _third(op: str) -> Callable[..., NoReturn]:

@@ -79,7 +79,8 @@ def test_wheel_is_whole_and_holds_nothing_else(built):
     assert len(native) == 1
     modules = {name for name in names if name.endswith(".py")}
     assert modules == {str(path.relative_to(ROOT)) for path in (ROOT / "lada_kernels").rglob("*.py")}
-    rest = set(names) - modules - set(native)
+    assert "lada_kernels/py.typed" in names  # type checkers read the annotations
+    rest = set(names) - modules - {*native, "lada_kernels/py.typed"}
     assert all(".dist-info/" in name for name in rest), rest
     assert any(name.endswith("licenses/LICENSE") for name in rest)
     assert "-py3-none-any" not in built[0].name

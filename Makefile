@@ -25,7 +25,7 @@ SOURCES := setup.py pyproject.toml $(shell find csrc -type f)
 help:
 	@echo "make demo    train a LadaGAN on handwritten digits into $(RUN), or go on with it, and judge it"
 	@echo "make test    lint, then the whole test suite"
-	@echo "make lint    ruff: rules and format"
+	@echo "make lint    ruff and mypy: rules, format and types"
 	@echo "make build   compile the kernels into this checkout"
 	@echo "make bench   time every suite by pytest-benchmark, on a machine with nothing else to do"
 	@echo "make gpu     with PYTHON as it is, nothing fetched: build, judge each kernel, run the GPU's tests, take its figures"
@@ -58,6 +58,7 @@ test: lint $(BUILT)
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy
 
 build: $(BUILT)
 
@@ -83,4 +84,4 @@ $(INSTALLED): requirements-dev.txt
 
 clean:
 	rm -rf build dist *.egg-info lada_kernels/_native*.so $(BUILT)
-	rm -rf .pytest_cache .ruff_cache .hypothesis
+	rm -rf .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -13,7 +13,6 @@ from lada_kernels.backends import OPS, use_backend
 def multiply_adds(call: Callable[[], Any], within: bool = False) -> tuple[Any, float]:
     """What the call returns, and its multiply-adds; `within`: those of our ops' forwards, which the counter cannot see, too."""
     ops = {getattr(torch.ops.lada_kernels, name): _of_reference(name) for name in OPS} if within else {}
-    # The reference's convolutions: those in Winograd's form multiply less, and add what their spectra take.
     with use_backend("reference"), FlopCounterMode(display=False, custom_mapping=ops) as counter:
         result = call()
     return result, counter.get_total_flops() / 2
@@ -23,6 +22,7 @@ def _of_reference(op: str) -> Callable[..., int]:
     """What the op's reference takes for arguments of such shapes."""
 
     def flops(*args: Any, out_shape: Any) -> int:
+        *args, _ = args  # the last is the name of a backend
         tensors = [torch.empty(arg, device="meta") if isinstance(arg, torch.Size) else arg for arg in args]
         return round(2 * multiply_adds(lambda: getattr(reference, op).forward(*tensors))[1])
 

@@ -1,6 +1,7 @@
 """Fused kernels, to second order, for the attention of efficient transformer GANs."""
 
-from .backends import available, explain, use_backend
+from ._version import __version__ as __version__
+from .backends import BackendError, Explanation, FallbackWarning, available, explain, use_backend
 from .modules import (
     BatchNorm2d,
     DotProductAttention,
@@ -23,14 +24,15 @@ from .ops import (
     gated_projection,
     l2_attention,
     modulated_layer_norm,
+    no_weight_gradients,
 )
-from .version import VERSION
-
-__version__ = VERSION
 
 __all__ = [
+    "BackendError",
     "BatchNorm2d",
     "DotProductAttention",
+    "Explanation",
+    "FallbackWarning",
     "L2Attention",
     "LadaAttention",
     "LadaAttention2d",
@@ -49,6 +51,7 @@ __all__ = [
     "improved_spectral_norm",
     "l2_attention",
     "modulated_layer_norm",
+    "no_weight_gradients",
     "replace_attention",
     "use_backend",
 ]

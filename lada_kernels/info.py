@@ -12,10 +12,10 @@ from typing import Any
 
 import torch
 
+from lada_kernels._version import __version__
 from lada_kernels.backends import available, use_backend
-from lada_kernels.native import native
+from lada_kernels.backends.native import native
 from lada_kernels.ops import additive_pool
-from lada_kernels.version import VERSION
 
 VARIABLES = ("LADA_BACKEND", "LADA_CPU_ISA", "OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES")
 
@@ -29,7 +29,7 @@ def collect() -> dict[str, Any]:
     """
     return {
         "versions": {
-            "lada_kernels": VERSION,
+            "lada_kernels": __version__,
             "python": platform.python_version(),
             "torch": torch.__version__,
             "numpy": _version("numpy"),

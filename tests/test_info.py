@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from lada_kernels import available, info
-from lada_kernels.native import native
+from lada_kernels.backends.native import native
 
 ROOT = Path(__file__).parents[1]
 

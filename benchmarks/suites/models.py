@@ -139,7 +139,7 @@ def time_task(plan: Plan, config: Config, task: str, about: dict[str, object], r
             make = partial(calling, models, precision)
             trial.enter(variant(plan, who, precision), make, truth, who, tolerance=tolerance, of=of)
     if run is d_step:
-        trial.turn_away("compiled", "torch.compile does not differentiate twice")
+        trial.turn_away("compiled", "what torch.compile compiles cannot be differentiated twice from outside")
     elif config.img_size not in plan.compile_models:
         trial.turn_away("compiled", "left out for time")
     else:

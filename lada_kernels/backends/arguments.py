@@ -1,9 +1,12 @@
 """Tensors as fused kernels want them: what they read in place, and fresh results to write to."""
 
+from typing import overload
+
 import torch
 from torch import Tensor
 
 from ..reference.precision import accumulate_dtype
+from ..reference.types import MaybeTensor
 
 
 def readable(x: Tensor) -> Tensor:
@@ -16,14 +19,15 @@ def readable_or_none(x: Tensor | None) -> Tensor | None:
     return None if x is None else readable(x)
 
 
-def readable_halves(k: Tensor | None, v: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+def readable_halves(k: MaybeTensor, v: Tensor | None) -> tuple[MaybeTensor, MaybeTensor]:
     """k and v as the kernels read them; without v, the two halves of k."""
     if k is None:
         return None, None
-    return readable(k).chunk(2, -1) if v is None else (readable(k), readable(v))
+    first, second = readable(k).chunk(2, -1) if v is None else (readable(k), readable(v))
+    return first, second
 
 
-def wide(x: Tensor | None, like: Tensor) -> Tensor | None:
+def wide(x: MaybeTensor, like: Tensor) -> MaybeTensor:
     """A small tensor dense and in the accumulation type of `like`: itself if it is so already."""
     if x is None:
         return None
@@ -31,17 +35,25 @@ def wide(x: Tensor | None, like: Tensor) -> Tensor | None:
     return x if x.dtype == dtype and x.is_contiguous() else x.to(dtype).contiguous()
 
 
+@overload
+def dense_like(x: Tensor) -> Tensor: ...
+@overload
+def dense_like(x: Tensor, needed: bool) -> Tensor | None: ...
 def dense_like(x: Tensor, needed: bool = True) -> Tensor | None:
     """A dense result shaped and typed like x, or None when it is not needed."""
     return x.new_empty(x.shape) if needed else None
 
 
+@overload
+def wide_like(x: Tensor, like: Tensor) -> Tensor: ...
+@overload
+def wide_like(x: Tensor, like: Tensor, needed: bool) -> Tensor | None: ...
 def wide_like(x: Tensor, like: Tensor, needed: bool = True) -> Tensor | None:
     """A dense result shaped like x in the accumulation type of `like`, or None when it is not needed."""
     return x.new_empty(x.shape, dtype=accumulate_dtype(like.dtype)) if needed else None
 
 
-def narrowed(result: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+def narrowed(result: MaybeTensor, dtype: torch.dtype) -> MaybeTensor:
     """A wide result in the dtype of the tensor that it is the gradient of."""
     return result if result is None or result.dtype == dtype else result.to(dtype)
 

@@ -30,9 +30,17 @@ def _no_kernel(*_: object) -> NoReturn:
 class Orders(Protocol):
     """A module with the three orders of an op."""
 
-    forward: Callable[..., Results]
-    backward: Callable[..., Results]
-    double_backward: Callable[..., Results]
+    @property
+    def forward(self) -> Callable[..., Results]:
+        """The op's results."""
+
+    @property
+    def backward(self) -> Callable[..., Results]:
+        """Gradients of the inputs."""
+
+    @property
+    def double_backward(self) -> Callable[..., Results]:
+        """Gradients of what the backward takes."""
 
 
 @dataclass(frozen=True)

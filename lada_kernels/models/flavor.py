@@ -38,9 +38,9 @@ class Flavor:
 
     def __post_init__(self) -> None:
         if self.init not in ("torch", "tf"):
-            raise ValueError(f"init must be 'torch' or 'tf', got {self.init!r}")
+            raise ValueError(f"init: got {self.init!r}, expected 'torch' or 'tf'")
         if self.pos_init not in ("normal", "orthogonal"):
-            raise ValueError(f"pos_init must be 'normal' or 'orthogonal', got {self.pos_init!r}")
+            raise ValueError(f"pos_init: got {self.pos_init!r}, expected 'normal' or 'orthogonal'")
 
 
 FLAVORS = {
@@ -54,7 +54,7 @@ def resolve_flavor(flavor: Flavor | str) -> Flavor:
     if isinstance(flavor, Flavor):
         return flavor
     if flavor not in FLAVORS:
-        raise ValueError(f"flavor must be a Flavor or one of {sorted(FLAVORS)}, got {flavor!r}")
+        raise ValueError(f"flavor: got {flavor!r}, expected a Flavor or one of {sorted(FLAVORS)}")
     return FLAVORS[flavor]
 
 

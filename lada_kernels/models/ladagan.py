@@ -86,7 +86,7 @@ class Generator(nn.Module):
         tokens in rows of the 8x8, 16x16 and 32x32 map; not differentiable.
         """
         if z.dim() != 2 or z.shape[1] != self.noise_dim:
-            raise ValueError(f"z must be [B, {self.noise_dim}] as noise_dim={self.noise_dim}, got {list(z.shape)}")
+            raise ValueError(f"z: got shape {list(z.shape)}, expected [B, noise_dim] with noise_dim = {self.noise_dim}")
         attention = []
         x = self.init(z).unflatten(1, (64, -1))  # [B, 64, dim[0]]
         for side, conv, pos, block in (
@@ -141,9 +141,9 @@ class Discriminator(nn.Module):
         super().__init__()
         flavor = resolve_flavor(flavor)
         if not enc_dim:
-            raise ValueError("enc_dim must hold at least one width, got none")
+            raise ValueError("enc_dim: got no width, expected one or more")
         if len(out_dim) != 2:
-            raise ValueError(f"out_dim must hold two widths, got {list(out_dim)}")
+            raise ValueError(f"out_dim: got {list(out_dim)}, expected two widths")
         width = enc_dim[-1]
         self.img_size = 16 * 2 ** (len(enc_dim) - 1)
         self.inp_conv = nn.Sequential(Conv2d(3, enc_dim[0], 3, padding=1, bias=False), nn.LeakyReLU(LEAKY_SLOPE))
@@ -162,7 +162,7 @@ class Discriminator(nn.Module):
         """Judge x [B, 3, S, S], values in [-1, 1]: [B, 25], one logit per 4x4 window of the last 8x8 map."""
         if x.dim() != 4 or x.shape[1:] != (3, self.img_size, self.img_size):
             expected = f"[B, 3, {self.img_size}, {self.img_size}]"
-            raise ValueError(f"x must be {expected} for {len(self.encoder) + 1} widths in enc_dim, got {list(x.shape)}")
+            raise ValueError(f"x: got shape {list(x.shape)}, expected {expected} for {len(self.encoder) + 1} widths in enc_dim")
         x = self.inp_conv(x)
         for down in self.encoder:
             x = down(x)
@@ -232,25 +232,25 @@ def _check_generator(
 ) -> int:
     """Check the generator's arguments and return the side of the patch that one token becomes."""
     if img_size not in (32, 64, 128, 256):
-        raise ValueError(f"img_size must be 32, 64, 128 or 256, got {img_size}")
+        raise ValueError(f"img_size: got {img_size}, expected 32, 64, 128 or 256")
     for name, values in (("dim", dim), ("heads", heads), ("mlp_dim", mlp_dim)):
         if len(values) != 3:
-            raise ValueError(f"{name} must hold three values, one per block, got {list(values)}")
+            raise ValueError(f"{name}: got {list(values)}, expected three values, one per block")
     for i in (0, 1):
         if dim[i] % 4:
-            raise ValueError(f"dim[{i}] must be divisible by 4, as a 2x2 pixel shuffle follows, got {dim[i]}")
+            raise ValueError(f"dim[{i}]: got {dim[i]}, expected a multiple of 4, as a 2x2 pixel shuffle follows")
     doublings = (img_size // 32).bit_length() - 1
     if decoder_dim:
         if len(decoder_dim) != doublings:
             raise ValueError(
-                f"decoder_dim must hold {doublings} widths, one per doubling from 32 to img_size={img_size}, "
-                f"got {list(decoder_dim)}"
+                f"decoder_dim: got {list(decoder_dim)}, expected {doublings} widths, "
+                f"one per doubling from 32 to img_size = {img_size}"
             )
         return 1
     patch_size = img_size // 32
     if dim[2] % patch_size**2:
         raise ValueError(
-            f"dim[2] must be divisible by {patch_size**2} for img_size={img_size}, as each token becomes "
-            f"{patch_size}x{patch_size} pixels, got {dim[2]}"
+            f"dim[2]: got {dim[2]}, expected a multiple of {patch_size**2} for img_size = {img_size}, "
+            f"as each token becomes {patch_size}x{patch_size} pixels"
         )
     return patch_size

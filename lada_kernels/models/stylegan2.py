@@ -36,13 +36,13 @@ class Discriminator(nn.Module):
     def __init__(self, img_size: int = 32, widths: Sequence[int] | None = None, *, group: int = 4) -> None:
         super().__init__()
         if img_size < 8 or img_size & (img_size - 1):
-            raise ValueError(f"img_size must be a power of two, at least 8, got {img_size}")
+            raise ValueError(f"img_size: got {img_size}, expected a power of two, 8 or more")
         checks.positive(group=group)
         count = img_size.bit_length() - 2
         if widths is None:
             widths = [min(128 << i, 512) for i in range(count)]
         if len(widths) != count:
-            raise ValueError(f"widths must hold {count} widths for img_size={img_size}, got {list(widths)}")
+            raise ValueError(f"widths: got {list(widths)}, expected {count} widths for img_size = {img_size}")
         for width in widths:
             checks.positive(widths=width)
         self.img_size, self.group = img_size, group
@@ -56,7 +56,7 @@ class Discriminator(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Judge x [B, 3, S, S], values in [-1, 1]: one logit each, [B, 1]."""
         if x.dim() != 4 or x.shape[1:] != (3, self.img_size, self.img_size):
-            raise ValueError(f"x must be [B, 3, {self.img_size}, {self.img_size}], got {list(x.shape)}")
+            raise ValueError(f"x: got shape {list(x.shape)}, expected [B, 3, {self.img_size}, {self.img_size}]")
         x = _activate(self.from_rgb(x))
         for block in self.blocks:
             x = block(x)

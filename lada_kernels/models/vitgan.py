@@ -76,9 +76,9 @@ class Generator(nn.Module):
     ) -> None:
         super().__init__()
         if img_size < 2 * _GRID or img_size & (img_size - 1):
-            raise ValueError(f"img_size must be a power of two from {2 * _GRID}, got {img_size}")
+            raise ValueError(f"img_size: got {img_size}, expected a power of two, {2 * _GRID} or more")
         if output not in ("conv", "inr"):
-            raise ValueError(f"output must be 'conv' or 'inr', got {output!r}")
+            raise ValueError(f"output: got {output!r}, expected 'conv' or 'inr'")
         checks.positive(noise_dim=noise_dim, dim=dim, mlp_dim=mlp_dim)
         modulation = {"equalized": equalized, "gamma_offset": gamma_offset}
         options = {"attention": attention, "residual": residual, "spectral_norm": spectral_norm, "ln_eps": ln_eps}
@@ -103,7 +103,7 @@ class Generator(nn.Module):
         differentiable.
         """
         if z.dim() != 2 or z.shape[1] != self.noise_dim:
-            raise ValueError(f"z must be [B, {self.noise_dim}] as noise_dim={self.noise_dim}, got {list(z.shape)}")
+            raise ValueError(f"z: got shape {list(z.shape)}, expected [B, noise_dim] with noise_dim = {self.noise_dim}")
         attention = []
         w = self.mapping(z)
         tokens = self.position(_GRID, _GRID).expand(z.shape[0], -1, -1)  # [B, 64, dim]
@@ -139,7 +139,7 @@ class ConvolutionalHead(nn.Module):
             side *= 2
             width = min(dim, dim * 64 // side)
             if not width:
-                raise ValueError(f"dim must be at least {img_size // 64} for img_size={img_size}, got {dim}")
+                raise ValueError(f"dim: got {dim}, expected {img_size // 64} or more for img_size = {img_size}")
             self.layers.append(StyledConv2d(channels, width, 3, style_dim, upsample=True))
             self.layers.append(StyledConv2d(width, width, 3, style_dim))
             channels = width
@@ -229,7 +229,7 @@ class Discriminator(nn.Module):
         super().__init__()
         patch = img_size // 8 if patch is None else patch
         if patch < 1 or img_size % patch:
-            raise ValueError(f"patch must divide img_size={img_size}, got {patch}")
+            raise ValueError(f"patch: got {patch}, expected a divisor of img_size = {img_size}")
         checks.positive(dim=dim, mlp_dim=mlp_dim)
         options = {"attention": attention, "spectral_norm": spectral_norm, "equalized": equalized}
         self.img_size = img_size
@@ -245,7 +245,7 @@ class Discriminator(nn.Module):
         """Judge x [B, 3, img_size, img_size], values in [-1, 1]: one logit each, [B, 1]."""
         if x.dim() != 4 or x.shape[1:] != (3, self.img_size, self.img_size):
             expected = f"[B, 3, {self.img_size}, {self.img_size}]"
-            raise ValueError(f"x must be {expected} as img_size={self.img_size}, got {list(x.shape)}")
+            raise ValueError(f"x: got shape {list(x.shape)}, expected {expected}")
         tokens = self.embed(x) + self.position(self.side, self.side)  # [B, side^2, dim]
         tokens = torch.cat((self.class_token.expand(len(x), -1, -1), tokens), 1)  # [B, 1 + side^2, dim]
         for block in self.blocks:

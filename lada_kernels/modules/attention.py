@@ -57,7 +57,7 @@ class LadaAttention(nn.Module):
         super().__init__()
         checks.divide(dim, heads)
         if recompute and fold_query is False:
-            raise ValueError(f"recompute folds the query, got recompute={recompute} and fold_query={fold_query}")
+            raise ValueError(f"fold_query: got {fold_query}, expected True or None with recompute={recompute}")
         self.dim = dim
         self.heads = heads
         self.scale = (dim // heads) ** -0.5

@@ -56,11 +56,11 @@ class LadaAttention2d(LadaAttention):
             [B, channels, H, W]; with ``return_weights`` a pair of it and alpha [B, heads, H, W] (not differentiable).
         """
         if x.dim() != 4 or x.shape[1] != self.dim:
-            raise ValueError(f"x must be a feature map [B, {self.dim}, H, W] as channels={self.dim}, got {list(x.shape)}")
+            raise ValueError(f"x: got shape {list(x.shape)}, expected [B, channels, H, W] with channels = {self.dim}")
         batch, _, height, width = x.shape
         if mask is not None:
             if mask.shape != (batch, height, width):
-                raise ValueError(f"mask must be {[batch, height, width]} to go with x, got {list(mask.shape)}")
+                raise ValueError(f"mask: got shape {list(mask.shape)}, expected [B, H, W] = {[batch, height, width]}")
             mask = mask.flatten(1)
         out = super().forward(to_tokens(x), mask=mask, return_weights=return_weights)
         if return_weights:

@@ -61,7 +61,7 @@ def synchronize_batch_norm(model: nn.Module) -> None:
     for name, module in model.named_modules():
         if isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)):
             if not (isinstance(module, BatchNorm2d) and module.affine and module.track_running_stats):
-                raise ValueError(f"model: expected lada_kernels' BatchNorm2d, affine and tracking, got {module} as {name!r}")
+                raise ValueError(f"model: got {module} as {name!r}, expected lada_kernels' BatchNorm2d, affine and tracking")
             module.synchronized = True
 
 

@@ -37,7 +37,7 @@ class OnFeatureMap(nn.Module):
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor | tuple[Any, ...]:
         """Apply the module to x [B, C, H, W]; see the class."""
         if x.dim() != 4:
-            raise ValueError(f"x must be a feature map [B, C, H, W], got {list(x.shape)}")
+            raise ValueError(f"x: got shape {list(x.shape)}, expected a feature map [B, C, H, W]")
         height, width = x.shape[2:]
         out = self.module(to_tokens(x), *args, **kwargs)
         if isinstance(out, tuple):

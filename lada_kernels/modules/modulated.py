@@ -53,7 +53,9 @@ class ModulatedConv2d(nn.Module):
     ) -> None:
         super().__init__()
         if kernel < 1 or kernel % 2 == 0 or (upsample and kernel > 5):
-            raise ValueError(f"kernel must be {'1, 3 or 5 to upsample' if upsample else 'odd and positive'}, got {kernel}")
+            raise ValueError(
+                f"kernel: got {kernel}, expected {'1, 3 or 5 to upsample' if upsample else 'an odd number above 0'}"
+            )
         self.in_channels, self.out_channels, self.kernel, self.style_dim = in_channels, out_channels, kernel, style_dim
         self.demodulate, self.gain = demodulate, gain
         self.scale = 1 / math.sqrt(in_channels * kernel**2)
@@ -113,10 +115,11 @@ class ModulatedConv2d(nn.Module):
 
     def _check(self, x: Tensor, style: Tensor) -> None:
         if x.dim() != 4 or x.shape[1] != self.in_channels:
-            raise ValueError(f"x must be [B, {self.in_channels}, H, W] as in_channels={self.in_channels}, got {list(x.shape)}")
+            raise ValueError(
+                f"x: got shape {list(x.shape)}, expected [B, in_channels, H, W] with in_channels = {self.in_channels}"
+            )
         if style.shape != (x.shape[0], self.style_dim):
-            expected = f"[{len(x)}, {self.style_dim}] as style_dim={self.style_dim} and x holds {len(x)}"
-            raise ValueError(f"style must be {expected}, got {list(style.shape)}")
+            raise ValueError(f"style: got shape {list(style.shape)}, expected [B, style_dim] = [{len(x)}, {self.style_dim}]")
 
     def extra_repr(self) -> str:
         """What `print` shows."""

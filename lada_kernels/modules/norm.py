@@ -13,10 +13,10 @@ def unpack_condition(x: Tensor | Sequence[Tensor], z: Tensor | None) -> tuple[Te
     """Return (x, z), given as two arguments or, the official calling convention, as one pair."""
     if z is None:
         if isinstance(x, Tensor) or len(x) != 2:
-            raise ValueError("expected module(x, z) or module([x, z]), got no z")
+            raise ValueError("z: got none, expected module(x, z) or module([x, z])")
         x, z = x
     elif not isinstance(x, Tensor):
-        raise ValueError("expected module(x, z) or module([x, z]), got a pair and z as well")
+        raise ValueError("x: got a pair and z as well, expected module(x, z) or module([x, z])")
     return x, z
 
 
@@ -93,10 +93,10 @@ class SelfModulatedLayerNorm(nn.Module):
         """
         x, z = unpack_condition(x, z)
         if x.dim() != 3 or x.shape[2] != self.dim:
-            raise ValueError(f"x must be [B, N, {self.dim}] as dim={self.dim}, got {list(x.shape)}")
+            raise ValueError(f"x: got shape {list(x.shape)}, expected [B, N, dim] with dim = {self.dim}")
         flat = z.flatten(1) if z.dim() > 2 else z
         if flat.shape != (x.shape[0], self.cond_dim):
-            raise ValueError(f"z must be [{x.shape[0]}, {self.cond_dim}] to go with x, got {list(z.shape)}")
+            raise ValueError(f"z: got shape {list(z.shape)}, expected [B, cond_dim] = [{x.shape[0]}, {self.cond_dim}]")
         condition = self.h(flat)  # [B, D]
         # Autocast narrows gamma and beta; the norm works in x's dtype.
         gamma = self.mlp_gamma(condition).to(x.dtype)

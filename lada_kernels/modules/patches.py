@@ -27,7 +27,9 @@ class PatchEmbedding(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """[B, channels, H, W] -> [B, N, dim], N = (H / patch) (W / patch), row by row."""
         if images.dim() != 4 or images.shape[2] % self.patch or images.shape[3] % self.patch:
-            raise ValueError(f"images must be [B, C, H, W], patch={self.patch} dividing H and W, got {list(images.shape)}")
+            raise ValueError(
+                f"images: got shape {list(images.shape)}, expected [B, C, H, W] with H and W multiples of {self.patch}"
+            )
         patches = functional.unfold(images, self.width, padding=self.overlap, stride=self.patch)  # [B, C * width^2, N]
         return self.proj(patches.transpose(1, 2))
 

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import Function
 from torch.nn import functional
+from torch.nn.grad import conv2d_input
 
 _TAPS = (1.0, 3.0, 3.0, 1.0)
 
@@ -28,7 +29,7 @@ class Blur(nn.Module):
     def __init__(self, padding: int = 1, stride: int = 1, gain: float = 1.0) -> None:
         super().__init__()
         if padding < 0 or stride < 1:
-            raise ValueError(f"padding must be 0 or more and stride 1 or more, got padding={padding} and stride={stride}")
+            raise ValueError(f"padding, stride: got {padding}, {stride}, expected 0 or more, 1 or more")
         self.padding, self.stride, self.gain = padding, stride, gain
         taps = torch.tensor(_TAPS) / sum(_TAPS)
         self.register_buffer("kernel", gain * torch.outer(taps, taps), persistent=False)
@@ -81,13 +82,13 @@ class MeanPool(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """[B, C, H, W] -> [B, C, H/2, W/2]."""
         if x.dim() != 4 or x.shape[2] % 2 or x.shape[3] % 2:
-            raise ValueError(f"x must be [B, C, H, W] with H and W even, got {list(x.shape)}")
+            raise ValueError(f"x: got shape {list(x.shape)}, expected [B, C, H, W] with H and W even")
         return _applied(_Mean, x)
 
 
 def _check_map(x: Tensor, least: int) -> None:
     if x.dim() != 4 or min(x.shape[2:]) < least:
-        raise ValueError(f"x must be [B, C, H, W] with H and W at least {least}, got {list(x.shape)}")
+        raise ValueError(f"x: got shape {list(x.shape)}, expected [B, C, H, W] with H and W at least {least}")
 
 
 def _applied(function: type[Function], *args: Any) -> Tensor:
@@ -120,7 +121,7 @@ class _Adjoint(Function):
     @staticmethod
     def forward(y: Tensor, kernel: Tensor, padding: int, stride: int, size: tuple[int, int]) -> Tensor:
         shape = (*y.shape[:2], *size)
-        return torch.nn.grad.conv2d_input(shape, _depthwise(kernel, y), y, stride, padding, groups=y.shape[1])
+        return conv2d_input(shape, _depthwise(kernel, y), y, stride, padding, groups=y.shape[1])
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:

@@ -109,7 +109,7 @@ class StyledViTBlock(nn.Module):
     ) -> None:
         super().__init__()
         if residual not in ("pre-norm", "official"):
-            raise ValueError(f"residual must be 'pre-norm' or 'official', got {residual!r}")
+            raise ValueError(f"residual: got {residual!r}, expected 'pre-norm' or 'official'")
         modulation = {"eps": ln_eps, "gamma_offset": gamma_offset, "hidden": False, "equalized": equalized}
         self.residual = residual
         self.ln_1 = SelfModulatedLayerNorm(dim, style_dim, **modulation)
@@ -142,7 +142,7 @@ class StyledViTBlock(nn.Module):
 
 def _attention(name: str, dim: int, heads: int, equalized: bool) -> nn.Module:
     if name not in _ATTENTION:
-        raise ValueError(f"attention must be 'dot' or 'l2', got {name!r}")
+        raise ValueError(f"attention: got {name!r}, expected 'dot' or 'l2'")
     return _ATTENTION[name](dim, heads, equalized=equalized)
 
 

@@ -2,6 +2,7 @@
 
 from .additive_attention import additive_attention
 from .additive_pool import additive_pool
+from .convolution import no_weight_gradients
 from .dot_product_attention import dot_product_attention
 from .gated_product import gated_product
 from .gated_projection import gated_projection
@@ -16,4 +17,5 @@ __all__ = [
     "gated_projection",
     "l2_attention",
     "modulated_layer_norm",
+    "no_weight_gradients",
 ]

@@ -1,5 +1,7 @@
 """LadaGAN's additive attention, differentiable twice."""
 
+from typing import Literal, overload
+
 from torch import Tensor
 
 from ..reference.precision import accumulate_dtype
@@ -8,6 +10,21 @@ from .additive_pool import default_scale
 from .define import Op
 
 
+@overload
+def additive_attention(
+    q: Tensor, k: Tensor, v: Tensor, score_weight: Tensor, *,
+    scale: float | None = None, mask: Tensor | None = None, return_weights: Literal[False] = False,
+) -> Tensor: ...  # fmt: skip
+@overload
+def additive_attention(
+    q: Tensor, k: Tensor, v: Tensor, score_weight: Tensor, *,
+    scale: float | None = None, mask: Tensor | None = None, return_weights: Literal[True],
+) -> tuple[Tensor, Tensor]: ...  # fmt: skip
+@overload
+def additive_attention(
+    q: Tensor, k: Tensor, v: Tensor, score_weight: Tensor, *,
+    scale: float | None = None, mask: Tensor | None = None, return_weights: bool,
+) -> Tensor | tuple[Tensor, Tensor]: ...  # fmt: skip
 def additive_attention(
     q: Tensor,
     k: Tensor,
@@ -58,7 +75,7 @@ def _shapes(
     return q.new_empty(q.shape), pooled, normaliser, alpha
 
 
-_additive_attention = Op(
+_additive_attention = Op[tuple[Tensor, Tensor, Tensor, Tensor]](
     "additive_attention",
     _shapes,
     inputs=("q", "k", "v", "weight", "mask?"),

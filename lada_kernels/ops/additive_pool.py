@@ -1,5 +1,7 @@
 """Additive pooling, differentiable twice."""
 
+from typing import Literal, overload
+
 from torch import Tensor
 
 from ..reference.precision import accumulate_dtype
@@ -7,6 +9,21 @@ from . import checks
 from .define import Op
 
 
+@overload
+def additive_pool(
+    x: Tensor, score_weight: Tensor, *,
+    per_head: bool = True, scale: float | None = None, mask: Tensor | None = None, return_weights: Literal[False] = False,
+) -> Tensor: ...  # fmt: skip
+@overload
+def additive_pool(
+    x: Tensor, score_weight: Tensor, *,
+    per_head: bool = True, scale: float | None = None, mask: Tensor | None = None, return_weights: Literal[True],
+) -> tuple[Tensor, Tensor]: ...  # fmt: skip
+@overload
+def additive_pool(
+    x: Tensor, score_weight: Tensor, *,
+    per_head: bool = True, scale: float | None = None, mask: Tensor | None = None, return_weights: bool,
+) -> Tensor | tuple[Tensor, Tensor]: ...  # fmt: skip
 def additive_pool(
     x: Tensor,
     score_weight: Tensor,
@@ -51,7 +68,8 @@ def additive_pool(
 
 def default_scale(x: Tensor, score_weight: Tensor) -> float:
     """d^-1/2 with d = D/H, as in arXiv 2401.09596."""
-    return (score_weight.shape[0] / x.shape[2]) ** 0.5
+    scale: float = (score_weight.shape[0] / x.shape[2]) ** 0.5
+    return scale
 
 
 def _shapes(
@@ -63,7 +81,7 @@ def _shapes(
     return pooled, normaliser, x.new_empty((batch, heads, tokens), dtype=wide) if return_weights else None
 
 
-_additive_pool = Op(
+_additive_pool = Op[tuple[Tensor, Tensor, Tensor]](
     "additive_pool",
     _shapes,
     inputs=("x", "weight", "mask?"),

@@ -39,7 +39,7 @@ def _shapes(
     return torch.empty_like(x), *statistics, torch.empty_like(running_mean), torch.empty_like(running_var)
 
 
-_batch_norm = Op(
+_batch_norm = Op[tuple[Tensor, ...]](
     "batch_norm",
     _shapes,
     inputs=("x", "gamma", "beta", "running_mean", "running_var"),

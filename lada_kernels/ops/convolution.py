@@ -61,7 +61,7 @@ def _wanted(needs: list[bool]) -> list[bool]:
     return [needs_x, needs_weight and _weight_gradients]
 
 
-_convolution = Op(
+_convolution = Op[Tensor](
     "convolution",
     reference.forward,
     inputs=("x", "weight"),
@@ -76,23 +76,23 @@ _convolution = Op(
 
 
 @register_flop_formula(torch.ops.lada_kernels.convolution)
-def _count(x: torch.Size, weight: torch.Size, *_: Any, out_shape: torch.Size, **__: Any) -> int:
+def _count(x: list[int], weight: list[int], *_: Any, out_shape: list[int], **__: Any) -> int:
     return conv_flop_count(x, weight, out_shape)
 
 
 @register_flop_formula(torch.ops.lada_kernels.convolution_backward)
-def _count_backward(needs: list[bool], grad: torch.Size, x: torch.Size, weight: torch.Size, *_: Any, **__: Any) -> int:
+def _count_backward(needs: list[bool], grad: list[int], x: list[int], weight: list[int], *_: Any, **__: Any) -> int:
     return sum(needs) * conv_flop_count(x, weight, grad)
 
 
 @register_flop_formula(torch.ops.lada_kernels.convolution_double_backward)
 def _count_double_backward(
     needs: list[bool],
-    cot_x: torch.Size | None,
-    cot_weight: torch.Size | None,
-    grad: torch.Size,
-    x: torch.Size,
-    weight: torch.Size,
+    cot_x: list[int] | None,
+    cot_weight: list[int] | None,
+    grad: list[int],
+    x: list[int],
+    weight: list[int],
     *_: Any,
     **__: Any,
 ) -> int:

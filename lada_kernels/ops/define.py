@@ -6,9 +6,8 @@ they do torch's own.
 """
 
 from collections.abc import Callable, Sequence
-from itertools import zip_longest
 from operator import itemgetter
-from typing import Any, NoReturn
+from typing import Any, Generic, NoReturn, TypeVar
 
 import torch
 from torch import Tensor
@@ -18,6 +17,8 @@ from .. import backends
 from ..backends.base import Results
 
 _LIBRARY = torch.library.Library("lada_kernels", "DEF")
+
+R = TypeVar("R")
 
 
 class Operator:
@@ -70,7 +71,8 @@ class Operator:
             if isinstance(computed, Tensor):
                 return computed
             if needs_come_first:
-                computed = [x if needed else None for x, needed in zip_longest(computed, args[0], fillvalue=True)]
+                asked = [*args[0], *[True] * (len(computed) - len(args[0]))]
+                computed = tuple([x if needed else None for x, needed in zip(computed, asked, strict=True)])
             return tuple([args[like].new_empty(0) if x is None else x for x in computed])
 
         def run(*args: Any) -> Any:
@@ -79,7 +81,7 @@ class Operator:
                     check_storage(argument, args[i])
             return present(compute(backends.kernels(op, args[like], args[-1]), *args[:-1]), args)
 
-        def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        def keep(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
             outputs = (output,) if isinstance(output, Tensor) else output
             ctx.save_for_backward(*to_save((*inputs, *outputs)))
             ctx.settings = to_set(inputs)
@@ -90,7 +92,7 @@ class Operator:
                 ctx.mark_non_differentiable(*constant)
             ctx.set_materialize_grads(False)
 
-        def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        def differentiate(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
             all_gradients: list[Tensor | None] = [None] * len(names)
             if any(grad is not None for grad in grads):
                 needs = wanted([ctx.needs_input_grad[i] for i in where])
@@ -104,7 +106,7 @@ class Operator:
         _LIBRARY.impl(name, run, "CompositeExplicitAutograd")
         overload, qualified = getattr(torch.ops.lada_kernels, name).default, f"lada_kernels::{name}"
         torch.library.register_fake(qualified, lambda *args: present(fake(*args[:-1]), args), lib=_LIBRARY)
-        torch.library.register_autograd(qualified, backward, setup_context=setup_context, lib=_LIBRARY)
+        torch.library.register_autograd(qualified, differentiate, setup_context=keep, lib=_LIBRARY)
         torch.library.register_vmap(qualified, _one_by_one(overload), lib=_LIBRARY)
 
         class Eager(Function):
@@ -113,21 +115,25 @@ class Operator:
             @staticmethod
             def forward(ctx: Any, *args: Any) -> Any:
                 output = overload(*args)
-                setup_context(ctx, args, output)
+                keep(ctx, args, output)
                 return output
+
+            backward = staticmethod(differentiate)
 
         class Transformed(Function):
             """The same where torch.func may transform it."""
-
-            generate_vmap_rule = True
 
             @staticmethod
             def forward(*args: Any) -> Any:
                 return overload(*args)
 
-        Transformed.setup_context = staticmethod(setup_context)
-        Eager.backward = Transformed.backward = staticmethod(backward)
-        self._overload, self._eager, self._transformed = overload, Eager.apply, Transformed.apply
+            setup_context = staticmethod(keep)
+            backward = staticmethod(differentiate)
+            generate_vmap_rule = True
+
+        self._overload: Callable[..., Any] = overload
+        self._eager: Callable[..., Any] = Eager.apply
+        self._transformed: Callable[..., Any] = Transformed.apply
 
     def __call__(self, *args: Any) -> Any:
         """The results."""
@@ -152,8 +158,8 @@ def _dense(x: Tensor) -> Tensor:
     return x.new_empty(x.shape)
 
 
-class Op:
-    """An op in three orders.
+class Op(Generic[R]):
+    """An op in three orders; R is what a call returns, a tensor or a tuple of them.
 
     What they take and return, and every backend's kernels with them, is by what is declared::
 
@@ -217,7 +223,7 @@ class Op:
         returned = [f"grad_{tensor}" for tensor in gradients]
         read = [*inner, *(returned if reads_gradients else [])]
         second = ["grad", *(tensor for tensor in gradients if tensor in saved)]
-        shared = {"op": name, "primary": primary, "settings": [setting.split()[1] for setting in settings]}
+        shared: dict[str, Any] = {"op": name, "primary": primary, "settings": [setting.split()[1] for setting in settings]}
         if gradient is None:
             arguments = ["bool[] needs", *cotangents, "Tensor grad", *typed(saved), *typed(read), *settings]
             double_backward = Operator(
@@ -245,7 +251,7 @@ class Op:
                 derivative=double_backward,
                 **shared,
             )
-        self.backward = gradient
+        self.backward: Callable[..., Any] = gradient
         self.forward = Operator(
             name,
             [*typed(inputs), *settings, *options],
@@ -260,9 +266,10 @@ class Op:
             **shared,
         )
 
-    def __call__(self, *args: Any) -> Any:
+    def __call__(self, *args: Any) -> R:
         """The forward's results, on the backend that is asked for here."""
-        return self.forward(*args, backends.requested())
+        results: R = self.forward(*args, backends.requested())
+        return results
 
 
 def _third(op: str) -> Callable[..., NoReturn]:

@@ -1,5 +1,7 @@
 """Softmax attention over pairs of tokens, differentiable twice."""
 
+from typing import Literal, overload
+
 from torch import Tensor
 
 from ..reference.precision import accumulate_dtype
@@ -7,6 +9,18 @@ from . import checks
 from .define import Op
 
 
+@overload
+def dot_product_attention(
+    q: Tensor, k: Tensor, v: Tensor, *, scale: float | None = None, return_weights: Literal[False] = False
+) -> Tensor: ...
+@overload
+def dot_product_attention(
+    q: Tensor, k: Tensor, v: Tensor, *, scale: float | None = None, return_weights: Literal[True]
+) -> tuple[Tensor, Tensor]: ...
+@overload
+def dot_product_attention(
+    q: Tensor, k: Tensor, v: Tensor, *, scale: float | None = None, return_weights: bool
+) -> Tensor | tuple[Tensor, Tensor]: ...
 def dot_product_attention(
     q: Tensor, k: Tensor, v: Tensor, *, scale: float | None = None, return_weights: bool = False
 ) -> Tensor | tuple[Tensor, Tensor]:
@@ -50,7 +64,7 @@ def _shapes(q: Tensor, k: Tensor, v: Tensor, scale: float, return_weights: bool)
     return q.new_empty((*q.shape[:3], v.shape[3])), weights
 
 
-_dot_product_attention = Op(
+_dot_product_attention = Op[tuple[Tensor, Tensor]](
     "dot_product_attention",
     _shapes,
     inputs=("q", "k", "v"),

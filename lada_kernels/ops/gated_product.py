@@ -39,7 +39,7 @@ def _shapes(g: Tensor, k: Tensor, v: Tensor | None) -> Tensor:
     return k.new_empty((*k.shape[:2], g.shape[1]))
 
 
-GATED_PRODUCT = Op(
+GATED_PRODUCT = Op[Tensor](
     "gated_product",
     _shapes,
     inputs=("g", "k", "v?"),

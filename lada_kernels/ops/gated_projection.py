@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from ..reference.precision import as_given, autocast_dtype
+from ..reference.types import MaybeTensor
 from . import checks
 from .define import Op, check_storage
 from .gated_product import GATED_PRODUCT
@@ -45,7 +46,8 @@ def gated_projection(
     """
     dtype = autocast_dtype(x.device.type)
     if dtype is not None:
-        x, weight, bias, out_weight, out_bias = (_narrowed(t, dtype) for t in (x, weight, bias, out_weight, out_bias))
+        x, weight = _narrowed(x, dtype), _narrowed(weight, dtype)
+        bias, out_weight, out_bias = (_narrowed(t, dtype) for t in (bias, out_weight, out_bias))
     checks.tokens("x", x)
     batch, _, channels = x.shape
     if weight.dim() != 2 or weight.shape[0] % 2 or weight.shape[0] == 0:
@@ -68,7 +70,7 @@ def gated_projection(
     return _gated_projection(x, g, weight, bias, out_weight, out_bias)
 
 
-def _narrowed(tensor: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+def _narrowed(tensor: MaybeTensor, dtype: torch.dtype) -> MaybeTensor:
     if tensor is None or not tensor.is_floating_point() or tensor.dtype == torch.float64:
         return tensor  # what autocast leaves alone
     return tensor.to(dtype)
@@ -90,7 +92,7 @@ def _gradients(
     for name, saved in (("x", x), ("weight", weight), ("bias", bias), ("out_weight", out_weight)):
         if saved is not None:
             check_storage(name, saved)
-    grad_x = grad_g = grad_kv = grad_weight = grad_bias = grad_out_weight = grad_out_bias = None
+    grad_x = grad_g = grad_weight = grad_bias = grad_out_weight = grad_out_bias = None
     with as_given(grad.device.type):
         if needs_g or needs_kv or needs_out_weight:
             kv = functional.linear(x, weight, bias)  # [B, N, 2D]
@@ -122,7 +124,7 @@ def _shapes(
     return x.new_empty((*x.shape[:2], (g if out_weight is None else out_weight.T).shape[1]))
 
 
-_gated_projection = Op(
+_gated_projection = Op[Tensor](
     "gated_projection",
     _shapes,
     inputs=("x", "g", "weight", "bias?", "out_weight?", "out_bias?"),

@@ -1,5 +1,7 @@
 """Softmax attention by distance, with tied queries and keys, differentiable twice."""
 
+from typing import Literal, overload
+
 from torch import Tensor
 
 from ..reference.precision import accumulate_dtype
@@ -7,6 +9,16 @@ from . import checks
 from .define import Op
 
 
+@overload
+def l2_attention(qk: Tensor, v: Tensor, *, scale: float | None = None, return_weights: Literal[False] = False) -> Tensor: ...
+@overload
+def l2_attention(
+    qk: Tensor, v: Tensor, *, scale: float | None = None, return_weights: Literal[True]
+) -> tuple[Tensor, Tensor]: ...
+@overload
+def l2_attention(
+    qk: Tensor, v: Tensor, *, scale: float | None = None, return_weights: bool
+) -> Tensor | tuple[Tensor, Tensor]: ...
 def l2_attention(
     qk: Tensor, v: Tensor, *, scale: float | None = None, return_weights: bool = False
 ) -> Tensor | tuple[Tensor, Tensor]:
@@ -46,7 +58,7 @@ def _shapes(qk: Tensor, v: Tensor, scale: float, return_weights: bool) -> tuple[
     return v.new_empty(v.shape), weights
 
 
-_l2_attention = Op(
+_l2_attention = Op[tuple[Tensor, Tensor]](
     "l2_attention",
     _shapes,
     inputs=("qk", "v"),

@@ -39,7 +39,7 @@ def _shapes(x: Tensor, gamma: Tensor, beta: Tensor, eps: float) -> tuple[Tensor,
     return x.new_empty(x.shape), mean, mean.new_empty(mean.shape)
 
 
-_modulated_layer_norm = Op(
+_modulated_layer_norm = Op[tuple[Tensor, Tensor, Tensor]](
     "modulated_layer_norm",
     _shapes,
     inputs=("x", "gamma", "beta"),

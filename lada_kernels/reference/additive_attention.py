@@ -55,7 +55,8 @@ def double_backward(
     scale: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Cotangents of backward's first four results (None = zero) -> total gradients of (grad, q, k, v, weight)."""
-    pool = (*widen(q.dtype, q, weight), mask, pooled, normaliser, scale, True)  # wide, so that the sums below are rounded once
+    wide_q, wide_weight = widen(q.dtype, q, weight)  # so that the sums below are rounded once
+    pool = wide_q, wide_weight, mask, pooled, normaliser, scale, True
     cot_pooled, pool_q, pool_weight = additive_pool.double_backward(cot_q, cot_weight, grad_pooled, *pool)
     out_grad, out_g, out_k, out_v = gated_product.double_backward(
         cot_pooled.flatten(1), cot_k, cot_v, grad, pooled.flatten(1), k, v

@@ -125,7 +125,7 @@ def _finite(largest: Tensor) -> Tensor:
 
 
 def _by_head(x: Tensor, heads: int) -> Tensor:
-    return x.unflatten(-1, (heads, x.shape[-1] // heads))  # [B, N, H, D/H]
+    return torch.unflatten(x, -1, (heads, x.shape[-1] // heads))  # [B, N, H, D/H]
 
 
 def _pool(coefficients: Tensor, x: Tensor, per_head: bool) -> Tensor:

@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from .types import MaybeTensor
+
 
 def forward(x: Tensor, weight: Tensor, stride: list[int], padding: list[int]) -> Tensor:
     """x [B,C,H,W], weight [C',C,h,w] -> [B,C',H',W']."""
@@ -62,7 +64,7 @@ def _maps(x: Tensor) -> Tensor:
     return x.contiguous(memory_format=torch.channels_last) if x.device.type == "cpu" else x
 
 
-def laid_out(result: Tensor | None, like: Tensor) -> Tensor | None:
+def laid_out(result: MaybeTensor, like: Tensor) -> MaybeTensor:
     """The result in the strides that `torch.empty_like` gives it."""
     if result is None:
         return None

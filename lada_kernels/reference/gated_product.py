@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from .precision import widen
+from .types import MaybeTensor
 
 
 def forward(g: Tensor, k: Tensor, v: Tensor | None) -> Tensor:
@@ -24,11 +25,12 @@ def forward(g: Tensor, k: Tensor, v: Tensor | None) -> Tensor:
     return (gate * wide_k * wide_v).to(k.dtype)
 
 
-def backward(grad: Tensor, g: Tensor, k: Tensor, v: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
+def backward(grad: Tensor, g: Tensor, k: Tensor, v: MaybeTensor) -> tuple[Tensor, Tensor, MaybeTensor]:
     """grad [B,N,D] -> gradients of g, k, v, each in its tensor's dtype."""
     r, gate, wide_k, wide_v = widen(k.dtype, grad, g[:, None], *_halves(k, v))
     grad_g = (r * wide_k * wide_v).sum(1)  # [B, D]
-    return grad_g.to(g.dtype), *_joined(r * gate * wide_v, r * gate * wide_k, k, v)
+    grad_k, grad_v = _joined(r * gate * wide_v, r * gate * wide_k, k, v)
+    return grad_g.to(g.dtype), grad_k, grad_v
 
 
 def double_backward(
@@ -38,8 +40,8 @@ def double_backward(
     grad: Tensor,
     g: Tensor,
     k: Tensor,
-    v: Tensor | None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    v: MaybeTensor,
+) -> tuple[Tensor, Tensor, Tensor, MaybeTensor]:
     """Cotangents of backward's three results (None = zero) -> gradients of (grad, g, k, v)."""
     cot_g = torch.zeros_like(g) if cot_g is None else cot_g
     cot_k = torch.zeros_like(k) if cot_k is None else cot_k
@@ -48,18 +50,18 @@ def double_backward(
         k.dtype, cot_g[:, None], *_halves(cot_k, cot_v), grad, g[:, None], *_halves(k, v)
     )
     cross = cot_k * wide_v + cot_v * wide_k  # [B, N, D]
-    return (
-        (gate * cross + cot_gate * wide_k * wide_v).to(grad.dtype),
-        (r * cross).sum(1).to(g.dtype),
-        *_joined(r * (gate * cot_v + cot_gate * wide_v), r * (gate * cot_k + cot_gate * wide_k), k, v),
-    )
+    out_grad = gate * cross + cot_gate * wide_k * wide_v
+    out_k, out_v = _joined(r * (gate * cot_v + cot_gate * wide_v), r * (gate * cot_k + cot_gate * wide_k), k, v)
+    return out_grad.to(grad.dtype), (r * cross).sum(1).to(g.dtype), out_k, out_v
 
 
 def _halves(k: Tensor, v: Tensor | None) -> tuple[Tensor, Tensor]:
-    return k.chunk(2, -1) if v is None else (k, v)
+    if v is None:
+        k, v = k.chunk(2, -1)
+    return k, v
 
 
-def _joined(grad_k: Tensor, grad_v: Tensor, k: Tensor, v: Tensor | None) -> tuple[Tensor, Tensor | None]:
+def _joined(grad_k: Tensor, grad_v: Tensor, k: Tensor, v: MaybeTensor) -> tuple[Tensor, MaybeTensor]:
     if v is None:
         return torch.cat((grad_k, grad_v), -1).to(k.dtype), None
     return grad_k.to(k.dtype), grad_v.to(v.dtype)

@@ -132,7 +132,7 @@ class RunConfig:
     channels_last: bool = False
     """keep convolution weights and images channels-last"""
     compile: bool = False
-    """G, and D but for R1's pass, through torch.compile, which differentiates once; for one process"""
+    """G, and D but for R1's pass, through torch.compile; for one process"""
     cuda_graphs: bool = False
     """record a whole step, R1's double backward included, as CUDA graphs, and replay it; for one process on CUDA"""
 
@@ -175,10 +175,10 @@ def _parse(kind: Any, value: Any, name: str) -> Any:
     if dataclasses.is_dataclass(kind):
         return _parse_fields(kind, value, name)
     if origin in (Union, UnionType):  # of families
-        kinds = {kind.family: kind for kind in args}
+        families = {kind.family: kind for kind in args}
         family = value.get("family") if isinstance(value, dict) else value
-        _require(isinstance(family, str) and family in kinds, f"{name}.family", family, f"one of {', '.join(kinds)}")
-        return _parse_fields(kinds[family], value, name)
+        _require(isinstance(family, str) and family in families, f"{name}.family", family, f"one of {', '.join(families)}")
+        return _parse_fields(families[family], value, name)
     if origin is Literal:
         _require(value in args, name, value, f"one of {', '.join(map(repr, args))}")
         return value

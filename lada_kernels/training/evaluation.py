@@ -178,7 +178,7 @@ class Evaluator:
         moments = {name: value.cpu() for name, value in metric.state_dict().items() if name.startswith("real_")}
         return RealStatistics(moments, features)
 
-    def _bar(self, what: str, total: int):
+    def _bar(self, what: str, total: int) -> Any:
         tqdm = import_extra("tqdm").tqdm
         return tqdm(total=total, desc=what, unit="image", leave=False, dynamic_ncols=True, disable=not self.progress)
 

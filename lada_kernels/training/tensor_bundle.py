@@ -128,6 +128,7 @@ def _block(file: bytes, offset: int, size: int) -> Iterator[tuple[bytes, bytes]]
 def _message(data: bytes) -> _MESSAGE:
     """A protobuf message, its nested messages as bytes."""
     fields: _MESSAGE = {}
+    value: int | bytes
     at = 0
     while at < len(data):
         tag, at = _varint(data, at)

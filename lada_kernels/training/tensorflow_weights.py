@@ -57,7 +57,7 @@ def read_tensorflow(prefix: Path) -> Weights:
         TrainingError: a file is missing or damaged, or a variable is missing, unknown or misshapen; the message names it.
     """
     bundle = TensorBundle(prefix)
-    found: dict[str, Shapes] = {name: {} for name in _ROOTS}
+    found: dict[str, dict[str, tuple[int, ...]]] = {name: {} for name in _ROOTS}
     roots = {root: name for name, root in _ROOTS.items()}
     strangers = []
     for name, entry in bundle.entries.items():

@@ -236,7 +236,7 @@ class Trainer:
         return self._augment(images) if self.config.optim.augment_adversarial else images
 
     def _judge(self, images: Tensor, twice: bool = False) -> Tensor:
-        # What is differentiated twice, torch.compile refuses, and 16 bits do not survive it.
+        # A compiled model cannot be differentiated twice from outside, and 16 bits do not survive it.
         eager = torch.compiler.set_stance("force_eager") if twice and self.config.run.compile else nullcontext()
         with eager, self._autocast(not twice):
             return self.discriminator(images).float()  # [B, ...]

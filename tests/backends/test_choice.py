@@ -481,7 +481,12 @@ def test_unknown_environment_variable():
 
 
 def test_what_the_package_offers():
-    for name in lada_kernels.__all__:
-        assert getattr(lada_kernels, name) is not None
-    assert {"additive_pool", "gated_product", "additive_attention", "modulated_layer_norm"} <= set(lada_kernels.__all__)
-    assert {"available", "explain", "use_backend"} <= set(lada_kernels.__all__)
+    """Its names are those of `__all__`, and the subpackages that they come from."""
+    done = python("import lada_kernels; print(*(name for name in vars(lada_kernels) if not name.startswith('_')))")
+    assert done.returncode == 0, done.stderr
+    assert {*done.stdout.split()} == {*lada_kernels.__all__, "backends", "modules", "ops", "reference"}
+    assert len({*lada_kernels.__all__}) == len(lada_kernels.__all__)
+    assert {"additive_pool", "gated_product", "additive_attention", "modulated_layer_norm"} <= {*lada_kernels.__all__}
+    assert {"available", "explain", "use_backend", "no_weight_gradients"} <= {*lada_kernels.__all__}
+    assert {"BackendError", "Explanation", "FallbackWarning"} <= {*lada_kernels.__all__}
+    assert re.fullmatch(r"\d+\.\d+\.\d+", lada_kernels.__version__)

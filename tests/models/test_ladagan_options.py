@@ -190,24 +190,24 @@ def test_same_padding_samples_one_pixel_further():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"img_size": 48}, "img_size must be 32, 64, 128 or 256, got 48"),
-        ({"img_size": 512}, "img_size must be 32, 64, 128 or 256, got 512"),
-        ({"dim": (64, 16)}, r"dim must hold three values, one per block, got \[64, 16\]"),
-        ({"heads": (4,)}, r"heads must hold three values, one per block, got \[4\]"),
-        ({"mlp_dim": ()}, r"mlp_dim must hold three values, one per block, got \[\]"),
-        ({"dim": (62, 16, 64), "heads": (2, 2, 4)}, r"dim\[0\] must be divisible by 4, .* got 62"),
-        ({"dim": (64, 18, 64)}, r"dim\[1\] must be divisible by 4, .* got 18"),
+        ({"img_size": 48}, "img_size: got 48, expected 32, 64, 128 or 256"),
+        ({"img_size": 512}, "img_size: got 512, expected 32, 64, 128 or 256"),
+        ({"dim": (64, 16)}, r"dim: got \[64, 16\], expected three values, one per block"),
+        ({"heads": (4,)}, r"heads: got \[4\], expected three values, one per block"),
+        ({"mlp_dim": ()}, r"mlp_dim: got \[\], expected three values, one per block"),
+        ({"dim": (62, 16, 64), "heads": (2, 2, 4)}, r"dim\[0\]: got 62, expected a multiple of 4, as"),
+        ({"dim": (64, 18, 64)}, r"dim\[1\]: got 18, expected a multiple of 4, as"),
         (
             {"dim": (64, 16, 24), "img_size": 128},
-            r"dim\[2\] must be divisible by 16 for img_size=128, .* got 24",
+            r"dim\[2\]: got 24, expected a multiple of 16 for img_size = 128, as",
         ),
-        ({"heads": (5, 2, 4)}, "heads must divide dim, got heads=5 and dim=64"),
+        ({"heads": (5, 2, 4)}, "heads: got 5, expected a divisor of dim = 64"),
         (
             {"img_size": 128, "decoder_dim": (8,)},
-            r"decoder_dim must hold 2 widths, .* img_size=128, got \[8\]",
+            r"decoder_dim: got \[8\], expected 2 widths, .* img_size = 128",
         ),
-        ({"img_size": 32, "decoder_dim": (8,)}, r"decoder_dim must hold 0 widths, .* img_size=32, got \[8\]"),
-        ({"flavor": "jax"}, r"flavor must be a Flavor or one of \['tf', 'torch'\], got 'jax'"),
+        ({"img_size": 32, "decoder_dim": (8,)}, r"decoder_dim: got \[8\], expected 0 widths, .* img_size = 32"),
+        ({"flavor": "jax"}, r"flavor: got 'jax', expected a Flavor or one of \['tf', 'torch'\]"),
     ],
 )
 def test_generator_refuses(options, message):
@@ -218,9 +218,9 @@ def test_generator_refuses(options, message):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (((), (8, 8), 2), "enc_dim must hold at least one width, got none"),
-        (((4, 8), (8,), 2), r"out_dim must hold two widths, got \[8\]"),
-        (((4, 8), (8, 8), 3), "heads must divide dim, got heads=3 and dim=8"),
+        (((), (8, 8), 2), "enc_dim: got no width, expected one or more"),
+        (((4, 8), (8,), 2), r"out_dim: got \[8\], expected two widths"),
+        (((4, 8), (8, 8), 3), "heads: got 3, expected a divisor of dim = 8"),
     ],
 )
 def test_discriminator_refuses(arguments, message):
@@ -231,17 +231,17 @@ def test_discriminator_refuses(arguments, message):
 @pytest.mark.parametrize("field", [{"init": "keras"}, {"pos_init": "uniform"}])
 def test_flavor_refuses(field):
     (name, value), *_ = field.items()
-    with pytest.raises(ValueError, match=rf"{name} must be .* got '{value}'"):
+    with pytest.raises(ValueError, match=rf"{name}: got '{value}', expected"):
         replace(FLAVORS["torch"], **field)
 
 
 @pytest.mark.parametrize("shape", [(2, 9), (8,), (2, 8, 1)])
 def test_generator_refuses_other_latents(shape):
-    with pytest.raises(ValueError, match=r"z must be \[B, 8\] as noise_dim=8, got \["):
+    with pytest.raises(ValueError, match=r"z: got shape \[.*\], expected \[B, noise_dim\] with noise_dim = 8"):
         small_generator()(torch.randn(shape))
 
 
 @pytest.mark.parametrize("shape", [(2, 3, 64, 64), (2, 1, 32, 32), (3, 32, 32)])
 def test_discriminator_refuses_other_images(shape):
-    with pytest.raises(ValueError, match=r"x must be \[B, 3, 32, 32\] for 2 widths in enc_dim, got \["):
+    with pytest.raises(ValueError, match=r"x: got shape \[.*\], expected \[B, 3, 32, 32\] for 2 widths in enc_dim"):
         small_discriminator()(torch.randn(shape))

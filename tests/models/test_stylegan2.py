@@ -208,11 +208,11 @@ def test_empty_batch_and_autocast():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"img_size": 48}, "img_size must be a power of two, at least 8, got 48"),
-        ({"img_size": 4}, "img_size must be a power of two, at least 8, got 4"),
-        ({"img_size": 16, "widths": (4, 4)}, r"widths must hold 3 widths for img_size=16, got \[4, 4\]"),
-        ({"img_size": 16, "widths": (4, 0, 4)}, "widths must be at least 1, got 0"),
-        ({"group": 0}, "group must be at least 1, got 0"),
+        ({"img_size": 48}, "img_size: got 48, expected a power of two, 8 or more"),
+        ({"img_size": 4}, "img_size: got 4, expected a power of two, 8 or more"),
+        ({"img_size": 16, "widths": (4, 4)}, r"widths: got \[4, 4\], expected 3 widths for img_size = 16"),
+        ({"img_size": 16, "widths": (4, 0, 4)}, "widths: got 0, expected 1 or more"),
+        ({"group": 0}, "group: got 0, expected 1 or more"),
     ],
 )
 def test_refused_arguments(arguments, message):
@@ -222,5 +222,5 @@ def test_refused_arguments(arguments, message):
 
 @pytest.mark.parametrize("shape", [(2, 3, 8, 8), (2, 1, 16, 16), (3, 16, 16)], ids=str)
 def test_refused_images(shape):
-    with pytest.raises(ValueError, match=r"x must be \[B, 3, 16, 16\], got"):
+    with pytest.raises(ValueError, match=r"x: got shape .*, expected \[B, 3, 16, 16\]"):
         small()(torch.empty(shape, dtype=torch.float64))

@@ -326,19 +326,19 @@ def test_vitgans_generator_against_both_discriminators(output):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"img_size": 48}, "img_size must be a power of two from 16, got 48"),
-        ({"img_size": 8}, "img_size must be a power of two from 16, got 8"),
-        ({"output": "mlp"}, "output must be 'conv' or 'inr', got 'mlp'"),
-        ({"blocks": 0}, "blocks must be at least 1, got 0"),
-        ({"output": "inr", "inr_layers": 0}, "inr_layers must be at least 1, got 0"),
-        ({"output": "inr", "inr_dim": 0}, "inr_dim must be at least 1, got 0"),
-        ({"noise_dim": 0}, "noise_dim must be at least 1, got 0"),
-        ({"dim": -12}, "dim must be at least 1, got -12"),
-        ({"mlp_dim": 0}, "mlp_dim must be at least 1, got 0"),
-        ({"heads": 5}, "heads must divide dim, got heads=5 and dim=12"),
-        ({"residual": "post"}, "residual must be 'pre-norm' or 'official', got 'post'"),
-        ({"attention": "cosine"}, "attention must be 'dot' or 'l2', got 'cosine'"),
-        ({"img_size": 256, "dim": 3}, "dim must be at least 4 for img_size=256, got 3"),
+        ({"img_size": 48}, "img_size: got 48, expected a power of two, 16 or more"),
+        ({"img_size": 8}, "img_size: got 8, expected a power of two, 16 or more"),
+        ({"output": "mlp"}, "output: got 'mlp', expected 'conv' or 'inr'"),
+        ({"blocks": 0}, "blocks: got 0, expected 1 or more"),
+        ({"output": "inr", "inr_layers": 0}, "inr_layers: got 0, expected 1 or more"),
+        ({"output": "inr", "inr_dim": 0}, "inr_dim: got 0, expected 1 or more"),
+        ({"noise_dim": 0}, "noise_dim: got 0, expected 1 or more"),
+        ({"dim": -12}, "dim: got -12, expected 1 or more"),
+        ({"mlp_dim": 0}, "mlp_dim: got 0, expected 1 or more"),
+        ({"heads": 5}, "heads: got 5, expected a divisor of dim = 12"),
+        ({"residual": "post"}, "residual: got 'post', expected 'pre-norm' or 'official'"),
+        ({"attention": "cosine"}, "attention: got 'cosine', expected 'dot' or 'l2'"),
+        ({"img_size": 256, "dim": 3}, "dim: got 3, expected 4 or more for img_size = 256"),
     ],
 )
 def test_generator_refuses(options, message):
@@ -348,20 +348,20 @@ def test_generator_refuses(options, message):
 
 @pytest.mark.parametrize("shape", [(2, 9), (10,), (2, 10, 1)])
 def test_generator_refuses_other_latents(shape):
-    with pytest.raises(ValueError, match=r"z must be \[B, 10\] as noise_dim=10, got \["):
+    with pytest.raises(ValueError, match=r"z: got shape \[.*\], expected \[B, noise_dim\] with noise_dim = 10"):
         small_generator()(torch.ones(shape))
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"patch": 5}, "patch must divide img_size=32, got 5"),
-        ({"patch": 0}, "patch must divide img_size=32, got 0"),
-        ({"blocks": 0}, "blocks must be at least 1, got 0"),
-        ({"dim": 0}, "dim must be at least 1, got 0"),
-        ({"mlp_dim": 0}, "mlp_dim must be at least 1, got 0"),
-        ({"heads": 5}, "heads must divide dim, got heads=5 and dim=12"),
-        ({"attention": "cosine"}, "attention must be 'dot' or 'l2', got 'cosine'"),
+        ({"patch": 5}, "patch: got 5, expected a divisor of img_size = 32"),
+        ({"patch": 0}, "patch: got 0, expected a divisor of img_size = 32"),
+        ({"blocks": 0}, "blocks: got 0, expected 1 or more"),
+        ({"dim": 0}, "dim: got 0, expected 1 or more"),
+        ({"mlp_dim": 0}, "mlp_dim: got 0, expected 1 or more"),
+        ({"heads": 5}, "heads: got 5, expected a divisor of dim = 12"),
+        ({"attention": "cosine"}, "attention: got 'cosine', expected 'dot' or 'l2'"),
     ],
 )
 def test_discriminator_refuses(options, message):
@@ -371,5 +371,5 @@ def test_discriminator_refuses(options, message):
 
 @pytest.mark.parametrize("shape", [(2, 3, 64, 64), (2, 1, 32, 32), (3, 32, 32)])
 def test_discriminator_refuses_other_images(shape):
-    with pytest.raises(ValueError, match=r"x must be \[B, 3, 32, 32\] as img_size=32, got \["):
+    with pytest.raises(ValueError, match=r"x: got shape \[.*\], expected \[B, 3, 32, 32\]"):
         small_discriminator()(torch.ones(shape))

@@ -84,13 +84,13 @@ def test_mask_and_maps(backend):
 
 def test_one_wrong_shape_each():
     attend, x = make()
-    with pytest.raises(ValueError, match=r"x must be a feature map \[B, 8, H, W\] as channels=8, got \[2, 12, 8\]"):
+    with pytest.raises(ValueError, match=r"x: got shape \[2, 12, 8\], expected \[B, channels, H, W\] with channels = 8"):
         attend(x.flatten(2).mT)
-    with pytest.raises(ValueError, match=r"x must be a feature map \[B, 8, H, W\] as channels=8, got \[2, 4, 3, 4\]"):
+    with pytest.raises(ValueError, match=r"x: got shape \[2, 4, 3, 4\], expected \[B, channels, H, W\] with channels = 8"):
         attend(x[:, :4])
-    with pytest.raises(ValueError, match=r"mask must be \[2, 3, 4\] to go with x, got \[2, 12\]"):
+    with pytest.raises(ValueError, match=r"mask: got shape \[2, 12\], expected \[B, H, W\] = \[2, 3, 4\]"):
         attend(x, mask=torch.ones(2, 12, dtype=torch.bool))
-    with pytest.raises(ValueError, match="heads must divide dim, got heads=3 and dim=8"):
+    with pytest.raises(ValueError, match="heads: got 3, expected a divisor of dim = 8"):
         LadaAttention2d(8, 3)
 
 

@@ -59,9 +59,9 @@ def test_constructor_and_errors(kind):
     module = kind(12)
     assert module.heads == 6
     assert sum(p.numel() for p in module.parameters()) == (4 if kind is DotProductAttention else 3) * (12 * 12 + 12)
-    with pytest.raises(ValueError, match="heads must divide dim, got heads=5 and dim=12"):
+    with pytest.raises(ValueError, match="heads: got 5, expected a divisor of dim = 12"):
         kind(12, 5)
-    with pytest.raises(ValueError, match=r"x must be \[B, N, 12\] as dim=12, got \[3, 12\]"):
+    with pytest.raises(ValueError, match=r"x: got shape \[3, 12\].*, expected \[B, N, dim\] with dim = 12"):
         module(torch.ones(3, 12))
 
 

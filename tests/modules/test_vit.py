@@ -143,13 +143,13 @@ def test_autocast(styled):
 
 def test_errors():
     for styled in (False, True):
-        with pytest.raises(ValueError, match="attention must be 'dot' or 'l2', got 'cosine'"):
+        with pytest.raises(ValueError, match="attention: got 'cosine', expected 'dot' or 'l2'"):
             make(styled, "cosine")
-        with pytest.raises(ValueError, match="heads must divide dim, got heads=5 and dim=12"):
+        with pytest.raises(ValueError, match="heads: got 5, expected a divisor of dim = 12"):
             make(styled, "dot", heads=5)
-    with pytest.raises(ValueError, match="residual must be 'pre-norm' or 'official', got 'post'"):
+    with pytest.raises(ValueError, match="residual: got 'post', expected 'pre-norm' or 'official'"):
         make(True, "dot", residual="post")
-    with pytest.raises(ValueError, match=r"x must be \[B, N, 12\] as dim=12, got \[2, 5, 7\]"):
+    with pytest.raises(ValueError, match=r"x: got shape \[2, 5, 7\].*, expected \[B, N, dim\] with dim = 12"):
         make(True, "dot")(torch.ones(2, 5, 7), torch.ones(2, 7))
-    with pytest.raises(ValueError, match=r"z must be \[2, 7\] to go with x, got \[2, 6\]"):
+    with pytest.raises(ValueError, match=r"z: got shape \[2, 6\].*, expected \[B, cond_dim\] = \[2, 7\]"):
         make(True, "dot")(torch.ones(2, 5, 12), torch.ones(2, 6))

@@ -7,14 +7,16 @@ from pathlib import Path
 
 import pytest
 
-from lada_kernels import available, native
+from lada_kernels import available
+from lada_kernels.backends.native import native
 
 TESTS = Path(__file__).parents[1]
-SETS = native.native.instruction_sets() if native.native else []
+SETS = native.instruction_sets() if native else []
 
 CHECK = """
 import torch
-from lada_kernels import native, use_backend
+from lada_kernels import use_backend
+from lada_kernels.backends.native import native
 from problems import DTYPES, OPS, POOL, Problem, judge
 
 shapes = [Problem(3, 37, 24, 3, mask="random"), Problem(2, 9, 15, 3), Problem(1, 515, 64, 8), Problem(2, 5, 257, 1)]
@@ -27,7 +29,7 @@ with use_backend("cpu"):
                 judge(op, problem, dtype, layout="odd_rows", grad_layout="misaligned")
     for dtype in DTYPES:
         judge(POOL, Problem(2, 37, 33, 5, per_head=False), dtype)
-print("judged", native.native.build_info()["instruction_set"])
+print("judged", native.build_info()["instruction_set"])
 """
 
 
@@ -39,7 +41,7 @@ def run(**environment):
     )
 
 
-@pytest.mark.skipif(native.native is None, reason=f"backend 'cpu': {available()['cpu']}")
+@pytest.mark.skipif(native is None, reason=f"backend 'cpu': {available()['cpu']}")
 def test_baseline_is_always_there():
     assert "baseline" in SETS
 
@@ -51,7 +53,7 @@ def test_instruction_set(name):
     assert done.stdout.split()[-2:] == ["judged", name]
 
 
-@pytest.mark.skipif(native.native is None, reason=f"backend 'cpu': {available()['cpu']}")
+@pytest.mark.skipif(native is None, reason=f"backend 'cpu': {available()['cpu']}")
 def test_unknown_instruction_set():
     done = run(LADA_CPU_ISA="avx9")
     assert done.returncode != 0

@@ -79,7 +79,8 @@ def test_wheel_is_whole_and_holds_nothing_else(built):
     assert len(native) == 1
     modules = {name for name in names if name.endswith(".py")}
     assert modules == {str(path.relative_to(ROOT)) for path in (ROOT / "lada_kernels").rglob("*.py")}
-    rest = set(names) - modules - set(native)
+    assert "lada_kernels/py.typed" in names  # type checkers read the annotations
+    rest = set(names) - modules - {*native, "lada_kernels/py.typed"}
     assert all(".dist-info/" in name for name in rest), rest
     assert any(name.endswith("licenses/LICENSE") for name in rest)
     assert "-py3-none-any" not in built[0].name
@@ -101,9 +102,8 @@ def test_installed_wheel_computes_elsewhere(installed, tmp_path):
 
 
 def test_installed_wheel_knows_what_it_was_built_for(built, installed, tmp_path):
-    command = (
-        "from lada_kernels.native import native; print(native.build_info()['cuda_architectures'], hasattr(native, 'cuda'))"
-    )
+    built_for = "native.build_info()['cuda_architectures'], hasattr(native, 'cuda')"
+    command = f"from lada_kernels.backends.native import native; print({built_for})"
     done = run([sys.executable, "-c", command], cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(installed)})
     assert done.stdout.split() == (["None", "False"] if "no CUDA (" in built[1] else [ARCHITECTURE, "True"])
 
@@ -124,7 +124,7 @@ assert [str(w.message) for w in caught if "could not be imported" in str(w.messa
 try:
     with lada_kernels.use_backend("cpu"):
         pass
-except lada_kernels.backends.BackendError as error:
+except lada_kernels.BackendError as error:
     print(error)
 """
     environment = {**os.environ, "PYTHONPATH": str(bare), "TRITON_INTERPRET": "0"}  # else Triton's interpreter would do

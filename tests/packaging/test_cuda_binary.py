@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from lada_kernels.native import native
+from lada_kernels.backends.native import native
 
 # The kernels that stream [B,N,D] tensors, by source and name: how many each of their hot loops reads and writes.
 STREAMED = {

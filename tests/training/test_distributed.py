@@ -140,7 +140,9 @@ def test_without_synchronisation_each_keeps_to_its_own_images(both):
 
 
 def test_batch_norms_that_cannot_be_synchronised_are_refused():
-    with pytest.raises(ValueError, match=r"expected lada_kernels' BatchNorm2d, affine and tracking, got BatchNorm1d.* as '0'"):
+    with pytest.raises(
+        ValueError, match=r"model: got BatchNorm1d.* as '0', expected lada_kernels' BatchNorm2d, affine and tracking"
+    ):
         synchronize_batch_norm(nn.Sequential(nn.BatchNorm1d(2)))
 
 

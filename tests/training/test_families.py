@@ -112,20 +112,20 @@ def test_fit_writes_grids_and_checkpoints(pairing, images):
 def test_generators_that_do_not_fit_are_named(generator, tiny):
     heads = (3, 2, 2) if generator.family == "ladagan" else 3
     odd = dataclasses.replace(tiny, generator=dataclasses.replace(generator, heads=heads))
-    with pytest.raises(TrainingError, match=r"^generator: heads must divide dim"):
+    with pytest.raises(TrainingError, match=r"^generator: heads: got \d+, expected a divisor of dim"):
         build_generator(odd)
-    with pytest.raises(TrainingError, match=r"^generator: img_size must be .*, got 48"):
+    with pytest.raises(TrainingError, match=r"^generator: img_size: got 48, expected"):
         build_generator(dataclasses.replace(tiny, generator=generator, img_size=48))
 
 
 @pytest.mark.parametrize(
     ("discriminator", "changes", "message"),
     [
-        ("ladagan", {"heads": 3}, r"heads must divide dim"),
+        ("ladagan", {"heads": 3}, r"heads: got 3, expected a divisor of dim"),
         ("ladagan", {"enc_dim": (4, 4, 8)}, r"enc_dim: 3 widths are for images of 64 pixels, not of 32"),
-        ("vitgan", {"patch": 5}, r"patch must divide img_size=32, got 5"),
-        ("stylegan2", {"widths": (4, 4)}, r"widths must hold 4 widths for img_size=32, got \[4, 4\]"),
-        ("stylegan2", {"group": 0}, r"group must be at least 1, got 0"),
+        ("vitgan", {"patch": 5}, r"patch: got 5, expected a divisor of img_size = 32"),
+        ("stylegan2", {"widths": (4, 4)}, r"widths: got \[4, 4\], expected 4 widths for img_size = 32"),
+        ("stylegan2", {"group": 0}, r"group: got 0, expected 1 or more"),
     ],
     indirect=["discriminator"],
 )

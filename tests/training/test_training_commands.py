@@ -195,14 +195,14 @@ def test_truncated_checkpoint_resumes_from_the_previous(command, trained):
         (("train", "--resume", "nowhere"), "error: no configuration at nowhere"),
         (("train", "--data.source", "nowhere"), "error: data.source: no such folder: nowhere"),
         (("train", "--preset", "cifar10"), "error: data.source: name a folder of images"),
-        (("train", *TINY, "--generator.heads", "3", "2", "2"), "error: generator: heads must divide dim"),
+        (("train", *TINY, "--generator.heads", "3", "2", "2"), "error: generator: heads: got 3, expected a divisor of dim"),
         (
             ("train", *TINY, "--img-size", "64"),
             "error: discriminator: enc_dim: 2 widths are for images of 32 pixels, not of 64",
         ),
         (
             ("train", "--discriminator.family", "vitgan", "--discriminator.heads", "5"),
-            "error: discriminator: heads must divide",
+            "error: discriminator: heads: got 5, expected a divisor of dim",
         ),
         (("train", "--optim.batch-size", "0"), "error: optim.batch_size: expected 1 or more, got 0"),
         (("train", "--optim.warmup", "-1"), "error: optim.warmup: expected 0 or more, got -1"),

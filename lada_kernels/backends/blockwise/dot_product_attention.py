@@ -1,7 +1,6 @@
 """dot_product_attention: torch's fused forward where it takes the tensors; gradients by the reference, in blocks of rows."""
 
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,14 +24,23 @@ def forward(q: Tensor, k: Tensor, v: Tensor, scale: float, return_weights: bool)
     return attend(q, k, v, None, scale), None
 
 
-def backward(*args: Any) -> tuple[Tensor, ...]:
+def backward(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, ...]:
     """As the reference's."""
-    return reference.backward(*args, compute=gradients)
+    return reference.backward(grad, q, k, v, scale, gradients)
 
 
-def double_backward(*args: Any) -> tuple[Tensor, ...]:
+def double_backward(
+    cot_q: Tensor | None,
+    cot_k: Tensor | None,
+    cot_v: Tensor | None,
+    grad: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    scale: float,
+) -> tuple[Tensor, ...]:
     """As the reference's."""
-    return reference.double_backward(*args, compute=second_gradients)
+    return reference.double_backward(cot_q, cot_k, cot_v, grad, q, k, v, scale, second_gradients)
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, bias: reference.Bias, scale: float) -> Tensor:

@@ -1,7 +1,5 @@
 """l2_attention by dot-product attention with a bias of each key: torch's fused forward, gradients in blocks of rows."""
 
-from typing import Any
-
 from torch import Tensor
 
 from ...reference import l2_attention as reference
@@ -17,14 +15,17 @@ def forward(qk: Tensor, v: Tensor, scale: float, return_weights: bool) -> tuple[
     if return_weights:
         return reference.forward(qk, v, scale, True)
     x = reference.centred(qk) if accumulate_dtype(qk.dtype) == qk.dtype else qk
-    return attend(x, x, v, reference.bias_of(*widen(x.dtype, x), scale), 2 * scale), None
+    (wide_x,) = widen(x.dtype, x)
+    return attend(x, x, v, reference.bias_of(wide_x, scale), 2 * scale), None
 
 
-def backward(*args: Any) -> tuple[Tensor, ...]:
+def backward(grad: Tensor, qk: Tensor, v: Tensor, scale: float) -> tuple[Tensor, ...]:
     """As the reference's."""
-    return reference.backward(*args, compute=gradients)
+    return reference.backward(grad, qk, v, scale, gradients)
 
 
-def double_backward(*args: Any) -> tuple[Tensor, ...]:
+def double_backward(
+    cot_qk: Tensor | None, cot_v: Tensor | None, grad: Tensor, qk: Tensor, v: Tensor, scale: float
+) -> tuple[Tensor, ...]:
     """As the reference's."""
-    return reference.double_backward(*args, compute=second_gradients)
+    return reference.double_backward(cot_qk, cot_v, grad, qk, v, scale, second_gradients)

@@ -1,12 +1,11 @@
 """Kernels that were compiled when the package was built: what is the same for the CPU and for CUDA."""
 
 from functools import partial
-from types import ModuleType
 
-from ..base import Kernels
+from ..base import Kernels, Orders
 from .addresses import Run
 
 
-def orders(run: Run, module: ModuleType) -> Kernels:
+def orders(run: Run, module: Orders) -> Kernels:
     """The three orders of a module whose functions take `run` first."""
     return Kernels(partial(module.forward, run), partial(module.backward, run), partial(module.double_backward, run))

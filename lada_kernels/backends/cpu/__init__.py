@@ -5,10 +5,10 @@ from typing import Any
 
 from torch import Tensor
 
-from ...native import native, why_not_built
 from ..base import Kernels, Kind
 from ..compiled import additive_pool, gated_product, gated_projection, modulated_layer_norm, orders
 from ..compiled.addresses import DTYPES
+from ..native import native, why_not_built
 from . import additive_attention
 
 

@@ -26,6 +26,7 @@ def backward(
 ) -> tuple[Tensor | None, ...]:
     """As `lada_kernels.reference.additive_attention.backward`."""
     grad_pooled, grad_k, grad_v = gated_product.backward(run, [True, *needs[1:3]], grad, pooled.flatten(1), k, v)
+    assert grad_pooled is not None  # it was asked for
     grad_pooled = grad_pooled.view_as(pooled)
     needs_of_pool, saved = [needs[0], needs[3]], (q, weight, mask, pooled, normaliser, scale)
     grad_q, grad_weight = additive_pool.backward(run, needs_of_pool, grad_pooled, *saved, True)

@@ -6,10 +6,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...native import native, why_not_built
+from ..native import native, why_not_built
 
 # Tests put the same kernels, compiled for the CPU, in the place of these three.
-kernels = getattr(native, "cuda", None)
+kernels: Any = getattr(native, "cuda", None)
 DEVICE = "cuda"
 
 
@@ -28,7 +28,7 @@ def start(kernel: str, x: Tensor, /, **arguments: Any) -> None:
             run((*where, workspace.data_ptr(), wanted), **arguments)
 
 
-def current(device: torch.device) -> AbstractContextManager:
+def current(device: torch.device) -> AbstractContextManager[object]:
     """Makes a CUDA device torch's current one, for native code leaves it so; torch's guard gives the former one no context."""
     elsewhere = device.type == "cuda" and device.index != torch.cuda.current_device()
     return torch.cuda.device(device) if elsewhere else nullcontext()
@@ -67,7 +67,8 @@ def why_no_device() -> str | None:
     first = torch.cuda.current_device() if torch.cuda.is_initialized() else 0  # who is asked gets a context, which takes memory
     reasons = []
     for index in (first, *(i for i in range(torch.cuda.device_count()) if i != first)):
-        reasons.append(why_not(torch.device(DEVICE, index)))
-        if reasons[-1] is None:
+        reason = why_not(torch.device(DEVICE, index))
+        if reason is None:
             return None
+        reasons.append(reason)
     return "; ".join(dict.fromkeys(reasons))

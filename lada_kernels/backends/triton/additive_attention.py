@@ -28,6 +28,7 @@ def backward(
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None, Tensor]:
     """As `lada_kernels.reference.additive_attention.backward`."""
     grad_pooled, grad_k, grad_v = gated_product.backward([True, *needs[1:3]], grad, pooled.flatten(1), k, v)
+    assert grad_pooled is not None  # it was asked for
     grad_pooled = grad_pooled.view_as(pooled)
     needs_of_pool = [needs[0], needs[3]]
     grad_q, grad_weight = additive_pool.backward(needs_of_pool, grad_pooled, q, weight, mask, pooled, normaliser, scale, True)
@@ -62,5 +63,5 @@ def double_backward(
     out_grad, out_gate, out_k, out_v = gated_product.double_backward(
         [needs_grad, needs_gate, needs_k, needs_v], cot_gate, cot_k, cot_v, grad, pooled.flatten(1), k, v
     )
-    out_q, out_weight = stages.scatter(out_gate.view_as(pooled)) if needs_gate else (None, None)
+    out_q, out_weight = (None, None) if out_gate is None else stages.scatter(out_gate.view_as(pooled))
     return out_grad, out_q, out_k, out_v, out_weight

@@ -174,7 +174,7 @@ def forward(
     if plan.chunks > 1:
         pooled, normaliser = dense_like(pooled), dense_like(normaliser)
         plan.combine(_combine_kernel, *parts, pooled, normaliser, BM=triton.next_power_of_2(plan.chunks))
-    return pooled, normaliser, softmax(scores, normaliser) if return_weights else None
+    return pooled, normaliser, None if scores is None else softmax(scores, normaliser)
 
 
 def backward(
@@ -204,7 +204,7 @@ def backward(
         parts=weight_parts,
         ALIGN=alignment(x, grad_x),
     )
-    return grad_x, launch.add_up(weight_parts, weight_dtype)[0] if needs[1] else None
+    return grad_x, None if weight_parts is None else launch.add_up(weight_parts, weight_dtype)[0]
 
 
 def double_backward(

@@ -9,6 +9,7 @@ Gathering reads x and its cotangent X once for every scalar of a token and for t
 ā, v̄ and m over all tokens are known only then. Scattering reads x again, unless only ∂x is wanted.
 """
 
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -254,7 +255,7 @@ class DoubleBackward:
         # One sum over what either stage adds to ∂w; Σ e X is one only where X is there.
         slots = [self.gathering.slots * (cot_x is not None), self.scattering.slots]
         self.weight_parts = launch.parts((1, sum(slots), *weight.shape), weight.dtype, x) if needs[1] else None
-        self.parts_of_stages = (None, None) if not needs[1] else self.weight_parts.split(slots, 1)
+        self.parts_of_stages = (None, None) if self.weight_parts is None else torch.split(self.weight_parts, slots, 1)
 
     def gather(self) -> Tensor:
         """∂ḡ, kept wide."""
@@ -290,4 +291,4 @@ class DoubleBackward:
             parts=self.parts_of_stages[1],
             ALIGN=alignment(self.x, out_x),
         )
-        return out_x, launch.add_up(self.weight_parts, self.weight_dtype)[0] if self.needs[1] else None
+        return out_x, None if self.weight_parts is None else launch.add_up(self.weight_parts, self.weight_dtype)[0]

@@ -76,7 +76,7 @@ def backward(
         BD=width,
         ACC=launch.DTYPES[k.dtype],
     )
-    return launch.add_up(parts, g.dtype) if needs[0] else None, *results.whole
+    return None if parts is None else launch.add_up(parts, g.dtype), *results.whole
 
 
 def double_backward(
@@ -131,7 +131,7 @@ def double_backward(
         BD=width,
         ACC=launch.DTYPES[k.dtype],
     )
-    return out_grad, launch.add_up(parts, g.dtype) if needs[1] else None, *results.whole
+    return out_grad, None if parts is None else launch.add_up(parts, g.dtype), *results.whole
 
 
 def _tile(k: Tensor, order: str) -> tuple[int, int, int]:

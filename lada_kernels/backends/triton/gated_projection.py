@@ -56,9 +56,8 @@ def forward(
             return functional.linear(r, out_weight, out_bias)
     precision = "ieee" if torch.get_float32_matmul_precision() == "highest" else "tf32"
     x, out, count = readable(x), x.new_empty((batch, tokens, outside)), batch * tokens
-    g, weight, bias, out_weight, out_bias = (
-        t if t is None else t.contiguous() for t in (g, weight, bias, out_weight, out_bias)
-    )
+    g, weight = g.contiguous(), weight.contiguous()
+    bias, out_weight, out_bias = (t if t is None else t.contiguous() for t in (bias, out_weight, out_bias))
     block, width, depth, stages, warps = _tile(x, channels, None if out_weight is None else outside, precision)
     launch.start(
         _forward_kernel,
@@ -104,7 +103,7 @@ def _tile(x: Tensor, channels: int, outside: int | None, precision: str) -> tupl
 
 def _padded(size: int) -> int:
     """The smallest side of a tile that `tl.dot` takes and that holds `size`."""
-    return max(16, triton.next_power_of_2(size))
+    return max(16, int(triton.next_power_of_2(size)))
 
 
 @triton.jit

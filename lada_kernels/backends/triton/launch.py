@@ -104,7 +104,8 @@ def processors(device: torch.device) -> int:
     if device.type == "cpu":
         return 2  # enough to split some tests' tokens
     properties = torch.get_device_module(device).get_device_properties(device)
-    return getattr(properties, "multi_processor_count", None) or properties.gpu_subslice_count
+    count: int = getattr(properties, "multi_processor_count", None) or properties.gpu_subslice_count
+    return count
 
 
 def parts(shape: Sequence[int], dtype: torch.dtype, like: Tensor) -> Tensor:

@@ -51,7 +51,7 @@ def forward(x: Tensor, gamma: Tensor, beta: Tensor, eps: float) -> tuple[Tensor,
 
 def backward(
     needs: list[bool], grad: Tensor, x: Tensor, gamma: Tensor, mean: Tensor, rstd: Tensor
-) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+) -> tuple[Tensor | None, ...]:
     """As `lada_kernels.reference.modulated_layer_norm.backward`."""
     grad, x, gamma = readable(grad), readable(x), gamma.contiguous()
     grad_x = dense_like(x, needs[0])
@@ -131,7 +131,7 @@ def double_backward(
         ACC=launch.DTYPES[x.dtype],
         **tile,
     )
-    return out_grad, out_x, launch.add_up(parts, gamma.dtype) if needs[2] else None
+    return out_grad, out_x, None if parts is None else launch.add_up(parts, gamma.dtype)
 
 
 def _tile(x: Tensor, order: str) -> tuple[int, dict[str, int]]:

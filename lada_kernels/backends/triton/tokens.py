@@ -14,7 +14,7 @@ def alignment(*tensors: Tensor | None) -> int:
 
 def strides(x: Tensor | None) -> tuple[int, int]:
     """The batch and token strides of a [B,N,D]; of none, zeros."""
-    return (0, 0) if x is None else x.stride()[:2]
+    return (0, 0) if x is None else (x.stride(0), x.stride(1))
 
 
 @triton.jit

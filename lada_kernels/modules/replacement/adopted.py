@@ -106,7 +106,7 @@ def _bind(names: tuple[str, ...], args: tuple[Tensor, ...], kwargs: Mapping[str,
     given = dict(zip(names, args, strict=False)) | kwargs
     if len(args) + len(kwargs) != len(names) or given.keys() != set(names):
         came = f"{len(args)} by position" + (f" and {', '.join(kwargs)} by name" if kwargs else "")
-        raise TypeError(f"forward takes {', '.join(names)}, got {came}")
+        raise TypeError(f"forward: got {came}, expected {', '.join(names)}")
     return [given[name] for name in names]
 
 

@@ -3,6 +3,7 @@
 import copy
 from collections import defaultdict
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -49,7 +50,8 @@ def _bare_copy(module: nn.Module) -> nn.Module:
     """A deep copy without hooks, in float64 on the CPU, with random weights."""
     if any(parameter.is_meta for parameter in module.parameters()):
         raise UnsuitableError("its parameters are on the meta device, where nothing can be computed: load them first")
-    bare, memo = type(module).__new__(type(module)), {}
+    bare = type(module).__new__(type(module))
+    memo: dict[int, Any] = {}
     nn.Module.__init__(bare)
     kept_by_torch = set(vars(bare))
     vars(bare).update({name: copy.deepcopy(v, memo) for name, v in vars(module).items() if name not in kept_by_torch})

@@ -1,3 +1,3 @@
 """The package's version, readable without torch."""
 
-VERSION = "0.1.0"
+__version__ = "0.1.0"

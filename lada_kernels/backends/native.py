@@ -1,13 +1,12 @@
 """The compiled module `lada_kernels._native`, or the reason why it is not there."""
 
-from types import ModuleType
-
 # torch first: its OpenMP runtime must be the one that the kernels find and share.
 import torch  # noqa: F401
 
-native: ModuleType | None
+__all__ = ["native", "why_not_built"]
+
 try:
-    from . import _native as native
+    import lada_kernels._native as native
 except ImportError as error:
     native = None
     cure = "" if "LADA_CPU_ISA" in str(error) else "; reinstall with `pip install .`"

@@ -1,6 +1,6 @@
 import pytest
 import torch
-from problems import DEVICES, FINEST, TARGETS, poisoned, skip_interpreted_bfloat16
+from problems import DEVICES, FINEST, TARGETS, poisoned, skip_interpreted
 
 from lada_kernels import backends
 
@@ -10,8 +10,9 @@ def backend(request):
     """Run the test on this backend."""
     if request.node.callspec.params.get("dtype") == torch.float64 != FINEST[request.param]:
         pytest.skip(f"backend {request.param!r} has no float64")
-    if any(value is torch.bfloat16 for value in request.node.callspec.params.values()):
-        skip_interpreted_bfloat16(request.param)
+    for value in request.node.callspec.params.values():
+        if isinstance(value, torch.dtype):
+            skip_interpreted(request.param, value)
     with backends.use_backend(request.param):
         yield request.param
 

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from lada_kernels.modules.equalized import linear_kind
 from lada_kernels.ops import modulated_layer_norm
+from lada_kernels.reference.precision import AUTOCASTS
 
 
 def unpack_condition(x: Tensor | Sequence[Tensor], z: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -36,7 +37,7 @@ class LayerNorm(nn.LayerNorm):
     def forward(self, x: Tensor) -> Tensor:
         """[B, N, dim] -> [B, N, dim] in x's dtype."""
         device = x.device.type
-        if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
+        if device in AUTOCASTS and torch.is_autocast_enabled(device):
             return super().forward(x)
         batch = x.shape[0]
         return modulated_layer_norm(x, self.weight.expand(batch, -1), self.bias.expand(batch, -1), self.eps)

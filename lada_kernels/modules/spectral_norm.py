@@ -7,6 +7,8 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 from torch.nn.utils import parametrize
 
+from lada_kernels.reference.precision import AUTOCASTS
+
 _FIRST = 20  # power iterations at the start
 
 
@@ -65,8 +67,7 @@ class ImprovedSpectralNorm(nn.Module):
 
 def _no_autocast(device: str) -> AbstractContextManager:
     # In 16 bits the norm would be off by thousandths, and another in a step that autocast leaves alone.
-    known = torch.amp.is_autocast_available(device)
-    return torch.autocast(device, enabled=False) if known else nullcontext()
+    return torch.autocast(device, enabled=False) if device in AUTOCASTS else nullcontext()
 
 
 def improved_spectral_norm(module: nn.Module, name: str = "weight") -> nn.Module:

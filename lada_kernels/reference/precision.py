@@ -5,6 +5,13 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 from torch import Tensor
 
+# The types of device that autocast knows, asked once: torch.compile cannot trace the question.
+AUTOCASTS = frozenset(
+    device
+    for device in ("cpu", "cuda", "xpu", "mps", "hpu", "xla", "mtia", "privateuseone")
+    if torch.amp.is_autocast_available(device)
+)
+
 
 def accumulate_dtype(dtype: torch.dtype) -> torch.dtype:
     """float64 for float64, float32 for everything narrower."""
@@ -19,7 +26,7 @@ def widen(dtype: torch.dtype, *tensors: Tensor) -> list[Tensor]:
 
 def autocast_dtype(device: str) -> torch.dtype | None:
     """What autocast narrows to on this type of device; None where it is off."""
-    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
+    if device in AUTOCASTS and torch.is_autocast_enabled(device):
         return torch.get_autocast_dtype(device)
     return None
 

@@ -322,6 +322,25 @@ def test_tf32_only_where_torch_allows_it(monkeypatch):
     assert started == ["ieee", "tf32", "tf32"]
 
 
+@pytest.mark.skipif(not available()["triton"], reason=f"backend 'triton': {available()['triton']}")
+@pytest.mark.skipif(not hasattr(torch.backends.cuda.matmul, "fp32_precision"), reason="this torch has the older setting alone")
+def test_tf32_by_the_newer_setting(monkeypatch):
+    """After it was set, torch refuses to tell the older one."""
+    started, inputs = [], make_inputs(PLAIN, torch.float32, DEVICES["triton"])
+    monkeypatch.setattr(
+        "lada_kernels.backends.triton.launch.start", lambda *args, **constants: started.append(constants["PRECISION"])
+    )
+    before = torch.backends.cuda.matmul.fp32_precision
+    try:
+        with use_backend("triton"), torch.no_grad():
+            for setting in ("ieee", "tf32"):
+                torch.backends.cuda.matmul.fp32_precision = setting
+                gated_projection(**inputs)
+    finally:
+        torch.backends.cuda.matmul.fp32_precision = before
+    assert started == ["ieee", "tf32"]
+
+
 def first_order(function, inputs, grad, **autocast):
     """The value and the gradients, with autocast around the forward."""
     with torch.autocast(inputs["x"].device.type, **autocast) if autocast else torch.enable_grad():

@@ -143,6 +143,31 @@ def test_layouts(op, dtype, backend):
     judge(op, problem, by_heads, expanded[0], expanded[1:])
 
 
+STRIDES = {
+    "permuted": lambda x: x.permute(3, 2, 1, 0).contiguous().permute(3, 2, 1, 0),
+    "tokens last": lambda x: x.mT.contiguous().mT,
+    "expanded batch": lambda x: x[:1].expand(x.shape),
+    "expanded heads": lambda x: x[:, :1].expand(x.shape),
+    "expanded channels": lambda x: x[..., :1].expand(x.shape),
+    "every second channel": lambda x: x.repeat_interleave(2, 3)[..., ::2],
+    "every second token": lambda x: x.repeat_interleave(2, 2)[:, :, ::2],
+    "past the first": lambda x: torch.cat([x[..., :1], x], -1)[..., 1:],
+}
+
+
+@pytest.mark.parametrize("strides", STRIDES)
+@pytest.mark.parametrize("argument", range(3))
+@each_op
+def test_any_strides(op, argument, strides, backend):
+    """Of one argument after the other; a leaf keeps the strides that it is made of."""
+    problem = Problem(2, 3, 6, 6, 8, 8)
+    inputs, grad, cotangents = make(op, problem, torch.float32)
+    tensors = [x.detach() for x in (*inputs, grad)]
+    tensors[argument] = STRIDES[strides](tensors[argument])
+    leaves = [x.requires_grad_() for x in tensors]
+    judge(op, problem, leaves[:-1], leaves[-1], [STRIDES[strides](c) for c in cotangents])
+
+
 @each_op
 def test_the_third_order_is_refused(op, backend):
     inputs, grad, cotangents = make(op, PROBLEMS[0])

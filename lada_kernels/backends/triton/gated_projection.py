@@ -54,7 +54,7 @@ def forward(
         r = forward(x, g, weight, bias, None, None)
         with as_given(x.device.type):
             return functional.linear(r, out_weight, out_bias)
-    precision = "ieee" if torch.get_float32_matmul_precision() == "highest" else "tf32"
+    precision = "tf32" if _tf32_allowed() else "ieee"
     x, out, count = readable(x), x.new_empty((batch, tokens, outside)), batch * tokens
     g, weight = g.contiguous(), weight.contiguous()
     bias, out_weight, out_bias = (t if t is None else t.contiguous() for t in (bias, out_weight, out_bias))
@@ -87,6 +87,14 @@ def forward(
         ACC=launch.DTYPES[x.dtype],
     )
     return out
+
+
+def _tf32_allowed() -> bool:
+    """Whether torch lets products of float32 be rounded on the way: its newer setting, which follows the older one."""
+    matmul = torch.backends.cuda.matmul
+    if hasattr(matmul, "fp32_precision"):
+        return matmul.fp32_precision == "tf32"
+    return torch.get_float32_matmul_precision() != "highest"
 
 
 def _tile(x: Tensor, channels: int, outside: int | None, precision: str) -> tuple[int, int, int, int, int]:

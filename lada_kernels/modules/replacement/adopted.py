@@ -103,7 +103,7 @@ class _Affine(NamedTuple):
 
 
 def _bind(names: tuple[str, ...], args: tuple[Tensor, ...], kwargs: Mapping[str, Tensor]) -> list[Tensor]:
-    given = dict(zip(names, args, strict=False)) | kwargs
+    given = {**dict(zip(names, args, strict=False)), **kwargs}
     if len(args) + len(kwargs) != len(names) or given.keys() != set(names):
         came = f"{len(args)} by position" + (f" and {', '.join(kwargs)} by name" if kwargs else "")
         raise TypeError(f"forward: got {came}, expected {', '.join(names)}")

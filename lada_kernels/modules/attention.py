@@ -121,7 +121,6 @@ class LadaAttention(nn.Module):
         return self.to_out(out)
 
     def extra_repr(self) -> str:
-        """What `print` shows."""
         return f"dim={self.dim}, heads={self.heads}, fold_query={self.fold_query}, recompute={self.recompute}"
 
 

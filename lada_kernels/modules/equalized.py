@@ -34,7 +34,6 @@ class EqualizedLinear(nn.Module):
         return functional.linear(x, self.weight * self.scale, bias)
 
     def extra_repr(self) -> str:
-        """What `print` shows."""
         return (
             f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}, "
             f"lr_multiplier={self.lr_multiplier}"
@@ -82,7 +81,6 @@ class EqualizedConv2d(nn.Module):
         return convolution(x, self.weight * self.scale, bias, (self.stride, self.stride), (self.padding, self.padding))
 
     def extra_repr(self) -> str:
-        """What `print` shows."""
         out_channels, in_channels, kernel_size, _ = self.weight.shape
         return (
             f"{in_channels}, {out_channels}, kernel_size={kernel_size}, stride={self.stride}, padding={self.padding}, "

@@ -121,7 +121,6 @@ class ModulatedConv2d(nn.Module):
             raise ValueError(f"style must be {expected}, got {list(style.shape)}")
 
     def extra_repr(self) -> str:
-        """What `print` shows."""
         return (
             f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, demodulate={self.demodulate}, "
             f"upsample={self.blur is not None}, gain={self.gain}"

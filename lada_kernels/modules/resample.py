@@ -39,7 +39,6 @@ class Blur(nn.Module):
         return _Correlate.apply(x, self.kernel, self.padding, self.stride)
 
     def extra_repr(self) -> str:
-        """What `print` shows."""
         return f"padding={self.padding}, stride={self.stride}, gain={self.gain}"
 
 

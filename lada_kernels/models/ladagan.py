@@ -79,10 +79,10 @@ class Generator(nn.Module):
         self.ch_conv = Conv2d(channels, 3, 3, padding=1)
         init_weights(self, flavor)
 
-    def forward(self, z: Tensor, *, return_attention: bool = False) -> Tensor | tuple[Tensor, list[Tensor]]:
+    def forward(self, z: Tensor, *, return_weights: bool = False) -> Tensor | tuple[Tensor, list[Tensor]]:
         """Turn z [B, noise_dim] into images [B, 3, img_size, img_size].
 
-        With ``return_attention`` also the blocks' attention maps: [B, H, 64], [B, H, 256], [B, H, 1024],
+        With ``return_weights`` also the blocks' attention maps: [B, H, 64], [B, H, 256], [B, H, 1024],
         tokens in rows of the 8x8, 16x16 and 32x32 map; not differentiable.
         """
         if z.dim() != 2 or z.shape[1] != self.noise_dim:
@@ -96,8 +96,8 @@ class Generator(nn.Module):
         ):
             if conv is not None:
                 x = to_tokens(conv(functional.pixel_shuffle(to_feature_map(x, side // 2, side // 2), 2)))
-            x = block(x + pos, z, return_weights=return_attention)  # [B, side^2, dim[i]]
-            if return_attention:
+            x = block(x + pos, z, return_weights=return_weights)  # [B, side^2, dim[i]]
+            if return_weights:
                 x, weights = x
                 attention.append(weights)
         x = to_feature_map(x, 32, 32)
@@ -106,7 +106,7 @@ class Generator(nn.Module):
         elif self.patch_size > 1:
             x = functional.pixel_shuffle(x, self.patch_size)
         image = self.ch_conv(x)
-        return (image, attention) if return_attention else image
+        return (image, attention) if return_weights else image
 
 
 class Discriminator(nn.Module):

@@ -96,10 +96,10 @@ class Generator(nn.Module):
             else ImplicitHead(dim, img_size, inr_dim, inr_layers)
         )
 
-    def forward(self, z: Tensor, *, return_attention: bool = False) -> Tensor | tuple[Tensor, list[Tensor]]:
+    def forward(self, z: Tensor, *, return_weights: bool = False) -> Tensor | tuple[Tensor, list[Tensor]]:
         """Turn z [B, noise_dim] into images [B, 3, img_size, img_size], values in [-1, 1].
 
-        With ``return_attention`` also the blocks' attention maps, [B, H, 64, 64] each, tokens in rows of the 8x8 grid; not
+        With ``return_weights`` also the blocks' attention maps, [B, H, 64, 64] each, tokens in rows of the 8x8 grid; not
         differentiable.
         """
         if z.dim() != 2 or z.shape[1] != self.noise_dim:
@@ -108,13 +108,13 @@ class Generator(nn.Module):
         w = self.mapping(z)
         tokens = self.position(_GRID, _GRID).expand(z.shape[0], -1, -1)  # [B, 64, dim]
         for block in self.blocks:
-            tokens = block(tokens, w, return_weights=return_attention)
-            if return_attention:
+            tokens = block(tokens, w, return_weights=return_weights)
+            if return_weights:
                 tokens, weights = tokens
                 attention.append(weights)
         tokens = self.norm(tokens, w)
         image = (self.head(tokens, w) if self.output == "conv" else self.head(tokens)).tanh()
-        return (image, attention) if return_attention else image
+        return (image, attention) if return_weights else image
 
 
 class ConvolutionalHead(nn.Module):

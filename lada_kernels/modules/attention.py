@@ -143,7 +143,6 @@ class LadaAttention(nn.Module):
         return (out, alpha.detach().mT) if return_weights else out
 
     def extra_repr(self) -> str:
-        """What `print` shows."""
         return f"dim={self.dim}, heads={self.heads}, fold_query={self.fold_query}, recompute={self.recompute}"
 
 

@@ -72,5 +72,4 @@ class LadaAttention2d(LadaAttention):
         return (out, weights.unflatten(2, (height, width))) if return_weights else out
 
     def extra_repr(self) -> str:
-        """What `print` shows."""
         return f"{super().extra_repr()}, gate={self.gamma is not None}"

@@ -34,7 +34,6 @@ class EqualizedLinear(nn.Module):
         return functional.linear(x, self.weight * self.scale, bias)
 
     def extra_repr(self) -> str:
-        """What `print` shows."""
         return (
             f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}, "
             f"lr_multiplier={self.lr_multiplier}"
@@ -49,12 +48,12 @@ def linear_kind(equalized: bool) -> type[nn.Linear] | type[EqualizedLinear]:
 class EqualizedConv2d(nn.Module):
     """`torch.nn.Conv2d` with an equalised learning rate, as in `EqualizedLinear` (Karras et al. 2018).
 
-    ``y = gain (c W * x + b)`` with c = (in_channels kernel^2)^-1/2. A LeakyReLU commutes with a positive factor: StyleGAN's
-    sqrt(2) behind it may be given here as ``gain``, where it costs nothing.
+    ``y = gain (c W * x + b)`` with c = (in_channels kernel_size^2)^-1/2. A LeakyReLU commutes with a positive factor:
+    StyleGAN's sqrt(2) behind it may be given here as ``gain``, where it costs nothing.
 
     Args:
         in_channels, out_channels: before and after.
-        kernel: side of the kernel.
+        kernel_size: side of the kernel.
         stride, padding: as in `torch.nn.Conv2d`.
         bias: learn b, zeros at first.
         gain: a factor on the result.
@@ -64,7 +63,7 @@ class EqualizedConv2d(nn.Module):
         self,
         in_channels: int,
         out_channels: int,
-        kernel: int,
+        kernel_size: int,
         stride: int = 1,
         padding: int = 0,
         bias: bool = True,
@@ -72,8 +71,8 @@ class EqualizedConv2d(nn.Module):
     ) -> None:
         super().__init__()
         self.stride, self.padding, self.gain = stride, padding, gain
-        self.scale = gain / math.sqrt(in_channels * kernel**2)
-        self.weight = nn.Parameter(torch.randn(out_channels, in_channels, kernel, kernel))
+        self.scale = gain / math.sqrt(in_channels * kernel_size**2)
+        self.weight = nn.Parameter(torch.randn(out_channels, in_channels, kernel_size, kernel_size))
         self.bias = nn.Parameter(torch.zeros(out_channels)) if bias else None
 
     def forward(self, x: Tensor) -> Tensor:
@@ -82,10 +81,9 @@ class EqualizedConv2d(nn.Module):
         return convolution(x, self.weight * self.scale, bias, (self.stride, self.stride), (self.padding, self.padding))
 
     def extra_repr(self) -> str:
-        """What `print` shows."""
-        out_channels, in_channels, kernel, _ = self.weight.shape
+        out_channels, in_channels, kernel_size, _ = self.weight.shape
         return (
-            f"{in_channels}, {out_channels}, kernel={kernel}, stride={self.stride}, padding={self.padding}, "
+            f"{in_channels}, {out_channels}, kernel_size={kernel_size}, stride={self.stride}, padding={self.padding}, "
             f"bias={self.bias is not None}, gain={self.gain}"
         )
 

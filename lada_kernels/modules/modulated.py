@@ -30,21 +30,22 @@ class ModulatedConv2d(nn.Module):
 
     Args:
         in_channels, out_channels: of the map.
-        kernel: side of the kernel, odd.
+        kernel_size: side of the kernel, odd.
         style_dim: values per item that modulate.
         demodulate: divide by the norm of the modulated weights.
-        upsample: double the sides: a transposed convolution of stride 2, then the blur of `BlurUpsample`; kernel 1, 3 or 5.
+        upsample: double the sides: a transposed convolution of stride 2, then the blur of `BlurUpsample`; only with a
+            ``kernel_size`` of 1, 3 or 5.
         gain: a factor on the result.
 
     Raises:
-        ValueError: ``kernel`` does not fit; the input is not [B, in_channels, H, W], or the style not [B, style_dim].
+        ValueError: ``kernel_size`` does not fit; the input is not [B, in_channels, H, W], or the style not [B, style_dim].
     """
 
     def __init__(
         self,
         in_channels: int,
         out_channels: int,
-        kernel: int,
+        kernel_size: int,
         style_dim: int,
         demodulate: bool = True,
         upsample: bool = False,
@@ -52,18 +53,17 @@ class ModulatedConv2d(nn.Module):
         gain: float = 1.0,
     ) -> None:
         super().__init__()
-        if kernel < 1 or kernel % 2 == 0 or (upsample and kernel > 5):
-            raise ValueError(
-                f"kernel: got {kernel}, expected {'1, 3 or 5 to upsample' if upsample else 'an odd number above 0'}"
-            )
-        self.in_channels, self.out_channels, self.kernel, self.style_dim = in_channels, out_channels, kernel, style_dim
-        self.demodulate, self.gain = demodulate, gain
-        self.scale = 1 / math.sqrt(in_channels * kernel**2)
-        self.weight = nn.Parameter(torch.randn(out_channels, in_channels, kernel, kernel))
+        if kernel_size < 1 or kernel_size % 2 == 0 or (upsample and kernel_size > 5):
+            expected = "1, 3 or 5 to upsample" if upsample else "an odd number above 0"
+            raise ValueError(f"kernel_size: got {kernel_size}, expected {expected}")
+        self.in_channels, self.out_channels, self.kernel_size = in_channels, out_channels, kernel_size
+        self.style_dim, self.demodulate, self.gain = style_dim, demodulate, gain
+        self.scale = 1 / math.sqrt(in_channels * kernel_size**2)
+        self.weight = nn.Parameter(torch.randn(out_channels, in_channels, kernel_size, kernel_size))
         self.style = EqualizedLinear(style_dim, in_channels)
         nn.init.ones_(self.style.bias)
         # The padding that centres the blur between the pixels whose zeros it fills.
-        self.blur = Blur(padding=(5 - kernel) // 2, gain=4.0) if upsample else None
+        self.blur = Blur(padding=(5 - kernel_size) // 2, gain=4.0) if upsample else None
 
     def forward(self, x: Tensor, style: Tensor, bias: Tensor | None = None) -> Tensor:
         """Convolve every item with its own weights.
@@ -81,7 +81,7 @@ class ModulatedConv2d(nn.Module):
         weight = self.weight * (self.scale if self.demodulate else self.scale * self.gain)
         norms = self._norms(factors, weight) if self.demodulate else None
         # A 1x1 convolution to few channels has fewer weights than pixels, even one set per item.
-        if self.kernel == 1 and self.blur is None and self.out_channels <= x.shape[2] * x.shape[3]:
+        if self.kernel_size == 1 and self.blur is None and self.out_channels <= x.shape[2] * x.shape[3]:
             return self._modulate_weight(x, weight, factors, norms, bias)
         return self._modulate_maps(x, weight, factors, norms, bias)
 
@@ -94,7 +94,7 @@ class ModulatedConv2d(nn.Module):
     def _modulate_maps(self, x: Tensor, weight: Tensor, factors: Tensor, norms: Tensor | None, bias: Tensor | None) -> Tensor:
         x = x * factors[:, :, None, None]
         if self.blur is None:
-            x = functional.conv2d(x, weight, padding=self.kernel // 2)
+            x = functional.conv2d(x, weight, padding=self.kernel_size // 2)
         else:
             x = self.blur(functional.conv_transpose2d(x, weight.transpose(0, 1), stride=2))
         if bias is not None:
@@ -122,9 +122,8 @@ class ModulatedConv2d(nn.Module):
             raise ValueError(f"style: got shape {list(style.shape)}, expected [B, style_dim] = [{len(x)}, {self.style_dim}]")
 
     def extra_repr(self) -> str:
-        """What `print` shows."""
         return (
-            f"{self.in_channels}, {self.out_channels}, kernel={self.kernel}, demodulate={self.demodulate}, "
+            f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, demodulate={self.demodulate}, "
             f"upsample={self.blur is not None}, gain={self.gain}"
         )
 
@@ -136,16 +135,16 @@ class StyledConv2d(nn.Module):
     and 0 at first. It is added in training mode only: in evaluation mode a style always gives the same map.
 
     Args:
-        in_channels, out_channels, kernel, style_dim, upsample: see `ModulatedConv2d`.
+        in_channels, out_channels, kernel_size, style_dim, upsample: see `ModulatedConv2d`.
         noise: add noise in training mode; without it there is no ``strength``.
     """
 
     def __init__(
-        self, in_channels: int, out_channels: int, kernel: int, style_dim: int, upsample: bool = False, noise: bool = True
+        self, in_channels: int, out_channels: int, kernel_size: int, style_dim: int, upsample: bool = False, noise: bool = True
     ) -> None:
         super().__init__()
         # The slope of a LeakyReLU does not depend on scale: sqrt(2) may as well go before it, into what is multiplied anyway.
-        self.conv = ModulatedConv2d(in_channels, out_channels, kernel, style_dim, upsample=upsample, gain=math.sqrt(2))
+        self.conv = ModulatedConv2d(in_channels, out_channels, kernel_size, style_dim, upsample=upsample, gain=math.sqrt(2))
         self.bias = nn.Parameter(torch.zeros(out_channels))
         self.strength = nn.Parameter(torch.zeros(())) if noise else None
 
@@ -158,7 +157,7 @@ class StyledConv2d(nn.Module):
 
 
 class ToRGB(nn.Module):
-    """Maps to images: a `ModulatedConv2d` of kernel 1 without demodulation, and a bias, zeros at first.
+    """Maps to images: a `ModulatedConv2d` of ``kernel_size`` 1 without demodulation, and a bias, zeros at first.
 
     Args:
         in_channels: of the map.

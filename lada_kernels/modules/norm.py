@@ -107,5 +107,4 @@ class SelfModulatedLayerNorm(nn.Module):
         return modulated_layer_norm(x, gamma, beta, self.eps)
 
     def extra_repr(self) -> str:
-        """What `print` shows."""
         return f"dim={self.dim}, cond_dim={self.cond_dim}, eps={self.eps}, gamma_offset={self.gamma_offset}"

@@ -34,7 +34,6 @@ class PatchEmbedding(nn.Module):
         return self.proj(patches.transpose(1, 2))
 
     def extra_repr(self) -> str:
-        """What `print` shows."""
         return f"patch={self.patch}, overlap={self.overlap}"
 
 

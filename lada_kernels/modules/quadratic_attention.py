@@ -36,7 +36,6 @@ class _Attention(nn.Module):
         return (out, weights) if return_weights else out
 
     def extra_repr(self) -> str:
-        """What `print` shows."""
         return f"dim={self.dim}, heads={self.heads}"
 
 

@@ -40,7 +40,6 @@ class Blur(nn.Module):
         return _applied(_Correlate, x, self.kernel, self.padding, self.stride)
 
     def extra_repr(self) -> str:
-        """What `print` shows."""
         return f"padding={self.padding}, stride={self.stride}, gain={self.gain}"
 
 

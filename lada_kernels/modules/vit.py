@@ -136,7 +136,6 @@ class StyledViTBlock(nn.Module):
         return normed if self.residual == "official" else x
 
     def extra_repr(self) -> str:
-        """What `print` shows."""
         return f"residual={self.residual!r}"
 
 

@@ -24,7 +24,7 @@ def attention_maps(generator: nn.Module, latents: Tensor) -> tuple[Tensor, list[
     """Images, and how much of each stage's attention every position gets.
 
     Args:
-        generator: one of `lada_kernels.models`; it is called with ``return_attention=True``.
+        generator: one of `lada_kernels.models`; it is called with ``return_weights=True``.
         latents: [B, noise_dim].
 
     Returns:
@@ -32,7 +32,7 @@ def attention_maps(generator: nn.Module, latents: Tensor) -> tuple[Tensor, list[
         float32. Of quadratic attention, where every token looks at all, the mean over those that look.
     """
     device = next(generator.parameters()).device
-    images, stages = generator(latents.to(device), return_attention=True)
+    images, stages = generator(latents.to(device), return_weights=True)
     maps = []
     for weights in stages:
         received = weights.float().mean(2) if weights.dim() == 4 else weights.float()  # [B, H, N]

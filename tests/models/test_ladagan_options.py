@@ -78,7 +78,7 @@ def test_fold_query_reaches_every_attention(fold_query):
 def test_attention_maps(backend):
     generator = small_generator().double()
     z = torch.randn(2, 8, dtype=torch.float64)
-    images, maps = generator(z, return_attention=True)
+    images, maps = generator(z, return_weights=True)
     assert torch.equal(images, generator(z))
     assert [tuple(m.shape) for m in maps] == [(2, 4, 64), (2, 2, 256), (2, 4, 1024)]
     for weights in maps:

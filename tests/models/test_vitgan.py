@@ -213,7 +213,7 @@ def test_autocast(output):
 
 def test_attention_maps():
     model = small_generator(blocks=3).eval()
-    images, maps = model(latents(), return_attention=True)
+    images, maps = model(latents(), return_weights=True)
     assert [tuple(one.shape) for one in maps] == [(2, 3, 64, 64)] * 3
     for one in maps:
         torch.testing.assert_close(one.sum(-1), torch.ones(2, 3, 64))

@@ -10,14 +10,14 @@ from lada_kernels.modules.modulated import ModulatedConv2d, StyledConv2d, ToRGB
 from lada_kernels.modules.resample import Blur
 
 CASES = {
-    "plain": {"kernel": 3},
-    "wide": {"kernel": 5, "gain": 3.0},
-    "raw": {"kernel": 3, "demodulate": False, "gain": 3.0},
-    "upsampled": {"kernel": 3, "upsample": True},
-    "upsampled 1": {"kernel": 1, "upsample": True},
-    "upsampled raw": {"kernel": 5, "upsample": True, "demodulate": False},
-    "1x1": {"kernel": 1},
-    "1x1 raw": {"kernel": 1, "demodulate": False, "gain": 3.0},
+    "plain": {"kernel_size": 3},
+    "wide": {"kernel_size": 5, "gain": 3.0},
+    "raw": {"kernel_size": 3, "demodulate": False, "gain": 3.0},
+    "upsampled": {"kernel_size": 3, "upsample": True},
+    "upsampled 1": {"kernel_size": 1, "upsample": True},
+    "upsampled raw": {"kernel_size": 5, "upsample": True, "demodulate": False},
+    "1x1": {"kernel_size": 1},
+    "1x1 raw": {"kernel_size": 1, "demodulate": False, "gain": 3.0},
 }
 
 
@@ -32,17 +32,17 @@ def grouped(conv, x, style, bias=None):
     """The paper's equations: modulated and demodulated weights, an item's own each, in one grouped convolution."""
     batch, (out, channels) = len(x), conv.weight.shape[:2]
     s = style @ conv.style.weight.T / conv.style.in_features**0.5 + conv.style.bias
-    weight = conv.weight / (channels * conv.kernel**2) ** 0.5 * s[:, None, :, None, None]  # [B, out, in, k, k]
+    weight = conv.weight / (channels * conv.kernel_size**2) ** 0.5 * s[:, None, :, None, None]  # [B, out, in, k, k]
     if conv.demodulate:
         weight = weight / (weight.square().sum((2, 3, 4), keepdim=True) + 1e-8).sqrt()
     x = x.reshape(1, batch * channels, *x.shape[2:])
     if conv.blur is None:
-        y = functional.conv2d(x, weight.flatten(0, 1), padding=conv.kernel // 2, groups=batch)
+        y = functional.conv2d(x, weight.flatten(0, 1), padding=conv.kernel_size // 2, groups=batch)
     else:
         y = functional.conv_transpose2d(x, weight.transpose(1, 2).flatten(0, 1), stride=2, groups=batch)
     y = y.view(batch, out, *y.shape[2:])
     if conv.blur is not None:
-        y = Blur((5 - conv.kernel) // 2, gain=4.0)(y)
+        y = Blur((5 - conv.kernel_size) // 2, gain=4.0)(y)
     return conv.gain * y if bias is None else conv.gain * y + bias[:, None, None]
 
 
@@ -162,8 +162,13 @@ def test_empty_batch_and_autocast():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+<<<<<<< HEAD
         ({"kernel": 2}, "kernel: got 2, expected an odd number above 0"),
         ({"kernel": 7, "upsample": True}, "kernel: got 7, expected 1, 3 or 5 to upsample"),
+=======
+        ({"kernel_size": 2}, "kernel_size must be odd and positive, got 2"),
+        ({"kernel_size": 7, "upsample": True}, "kernel_size must be 1, 3 or 5 to upsample, got 7"),
+>>>>>>> h1
     ],
 )
 def test_refused_kernels(options, message):
@@ -172,10 +177,15 @@ def test_refused_kernels(options, message):
 
 
 def test_refused_inputs():
+<<<<<<< HEAD
     conv = build(kernel=3).float()
     with pytest.raises(
         ValueError, match=r"x: got shape \[2, 4, 3, 3\], expected \[B, in_channels, H, W\] with in_channels = 5"
     ):
+=======
+    conv = build(kernel_size=3).float()
+    with pytest.raises(ValueError, match=r"x must be \[B, 5, H, W\] as in_channels=5, got \[2, 4, 3, 3\]"):
+>>>>>>> h1
         conv(torch.ones(2, 4, 3, 3), torch.ones(2, 3))
     with pytest.raises(ValueError, match=r"style: got shape \[1, 3\], expected \[B, style_dim\] = \[2, 3\]"):
         conv(torch.ones(2, 5, 3, 3), torch.ones(1, 3))

@@ -57,7 +57,7 @@ def test_maps_are_shares_of_the_attention(run, generator):
     model = load_generator(run[0], "cpu")
     z = fixed_latents(2, generator.noise_dim, 0)
     images, maps = attention_maps(model, z)
-    drawn, weights = model(z, return_attention=True)
+    drawn, weights = model(z, return_weights=True)
     torch.testing.assert_close(images, drawn)
     assert len(maps) == len(weights)
     for one, of in zip(maps, weights, strict=True):

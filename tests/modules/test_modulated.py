@@ -162,13 +162,8 @@ def test_empty_batch_and_autocast():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-<<<<<<< HEAD
-        ({"kernel": 2}, "kernel: got 2, expected an odd number above 0"),
-        ({"kernel": 7, "upsample": True}, "kernel: got 7, expected 1, 3 or 5 to upsample"),
-=======
-        ({"kernel_size": 2}, "kernel_size must be odd and positive, got 2"),
-        ({"kernel_size": 7, "upsample": True}, "kernel_size must be 1, 3 or 5 to upsample, got 7"),
->>>>>>> h1
+        ({"kernel_size": 2}, "kernel_size: got 2, expected an odd number above 0"),
+        ({"kernel_size": 7, "upsample": True}, "kernel_size: got 7, expected 1, 3 or 5 to upsample"),
     ],
 )
 def test_refused_kernels(options, message):
@@ -177,15 +172,10 @@ def test_refused_kernels(options, message):
 
 
 def test_refused_inputs():
-<<<<<<< HEAD
-    conv = build(kernel=3).float()
+    conv = build(kernel_size=3).float()
     with pytest.raises(
         ValueError, match=r"x: got shape \[2, 4, 3, 3\], expected \[B, in_channels, H, W\] with in_channels = 5"
     ):
-=======
-    conv = build(kernel_size=3).float()
-    with pytest.raises(ValueError, match=r"x must be \[B, 5, H, W\] as in_channels=5, got \[2, 4, 3, 3\]"):
->>>>>>> h1
         conv(torch.ones(2, 4, 3, 3), torch.ones(2, 3))
     with pytest.raises(ValueError, match=r"style: got shape \[1, 3\], expected \[B, style_dim\] = \[2, 3\]"):
         conv(torch.ones(2, 5, 3, 3), torch.ones(1, 3))

@@ -93,7 +93,7 @@ def _tf32_allowed() -> bool:
     """Whether torch lets products of float32 be rounded on the way: its newer setting, which follows the older one."""
     matmul = torch.backends.cuda.matmul
     if hasattr(matmul, "fp32_precision"):
-        return matmul.fp32_precision == "tf32"
+        return bool(matmul.fp32_precision == "tf32")
     return torch.get_float32_matmul_precision() != "highest"
 
 

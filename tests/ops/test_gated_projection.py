@@ -45,6 +45,7 @@ class Sizes:
         return "-".join(parts)
 
 
+WIDEST = Sizes(2, 65, 128, 128, 128)  # that one kernel takes to the output
 SIZES = (
     Sizes(3, 37, 24, 40),  # no size is a multiple of a tile
     Sizes(3, 37, 24, 40, 20),
@@ -52,7 +53,7 @@ SIZES = (
     Sizes(1, 1, 1, 1, 1),
     Sizes(7, 3, 7, 5, 9),  # odd everywhere: rows of a tile belong to many batch elements
     Sizes(1, 130, 129, 33),  # one past a whole number of steps
-    Sizes(2, 65, 128, 128, 128),  # the widest that one kernel takes to the output
+    WIDEST,
     Sizes(2, 19, 40, 129, 24),  # one wider, in either direction
     Sizes(2, 19, 40, 24, 129),
     Sizes(1, 9, 512, 260),

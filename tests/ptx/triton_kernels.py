@@ -91,7 +91,8 @@ def stand_in(architecture: int) -> Kernels:
 def table(whole: bool) -> list[tuple[problems.Op, problems.Problem]]:
     """Every op on every problem, or on those that show most in least time."""
     few = [problems.SHAPES[i] for i in (0, 4, 8)]
-    pooled = [problems.Problem(2, 33, 24, 3, per_head=False, mask="random")]
+    # The second: threads that hold the same sum of many chunks once differed in its last bit.
+    pooled = [problems.Problem(2, 33, 24, 3, per_head=False, mask="random"), problems.Problem(1, 253, 64, 4)]
     if whole:
         few = list(problems.SHAPES)
         pooled += [problems.Problem(1, 40, 256, 8, per_head=False), problems.Problem(2, 11, 6, 9, per_head=False)]
@@ -128,7 +129,7 @@ def main() -> int:
             dtype = getattr(torch, name)
             for op, problem in table(options.whole):
                 judge(name, f"{op} {problem}", functools.partial(problems.judge, op, problem, dtype))
-            for sizes in projection.SIZES if options.whole else (projection.PLAIN, projection.ODD):
+            for sizes in projection.SIZES if options.whole else (projection.PLAIN, projection.ODD, projection.WIDEST):
                 inputs = projection.make_inputs(sizes, dtype, "cpu")
                 cotangents = projection.make_cotangents(sizes, inputs)
                 judge(name, f"gated_projection {sizes}", functools.partial(projection.judge, inputs, *cotangents))

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+import lada_kernels.flops  # noqa: F401 - its formulas
 from lada_kernels import reference
 from lada_kernels.backends import OPS, use_backend
 

@@ -2,12 +2,10 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional
-from torch.utils.flop_counter import conv_flop_count, register_flop_formula
 
 from ..reference import convolution as reference
 from ..reference.precision import autocast_dtype
@@ -73,30 +71,3 @@ _convolution = Op[Tensor](
     empty=torch.empty_like,
     wanted=_wanted,
 )
-
-
-@register_flop_formula(torch.ops.lada_kernels.convolution)
-def _count(x: list[int], weight: list[int], *_: Any, out_shape: list[int], **__: Any) -> int:
-    return conv_flop_count(x, weight, out_shape)
-
-
-@register_flop_formula(torch.ops.lada_kernels.convolution_backward)
-def _count_backward(needs: list[bool], grad: list[int], x: list[int], weight: list[int], *_: Any, **__: Any) -> int:
-    return sum(needs) * conv_flop_count(x, weight, grad)
-
-
-@register_flop_formula(torch.ops.lada_kernels.convolution_double_backward)
-def _count_double_backward(
-    needs: list[bool],
-    cot_x: list[int] | None,
-    cot_weight: list[int] | None,
-    grad: list[int],
-    x: list[int],
-    weight: list[int],
-    *_: Any,
-    **__: Any,
-) -> int:
-    needs_grad, needs_x, needs_weight = needs
-    by_x, by_weight = cot_x is not None, cot_weight is not None
-    count = needs_grad * (by_x + by_weight) + needs_x * by_weight + needs_weight * by_x
-    return count * conv_flop_count(x, weight, grad)

@@ -7,6 +7,7 @@ from torch.autograd import gradgradcheck
 from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
 
+import lada_kernels.flops  # noqa: F401 - its formulas
 from lada_kernels.models.stylegan2 import Discriminator, minibatch_deviation
 
 

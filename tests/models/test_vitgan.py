@@ -10,6 +10,7 @@ import vit_equations
 from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
 
+import lada_kernels.flops  # noqa: F401 - its formulas
 from lada_kernels.models import ladagan
 from lada_kernels.models.vitgan import Discriminator, Generator, ImplicitHead
 from lada_kernels.training.losses import LOSSES, r1_penalty

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from lada_kernels.modules import LadaAttention
 
@@ -72,12 +72,17 @@ def init_weights(model: nn.Module, flavor: Flavor | str) -> None:
             continue
         split = flavor.init == "tf" and module in stacked
         for block in module.weight.chunk(3) if split else (module.weight,):
-            nn.init.orthogonal_(block)
+            _orthogonal(block)
         if flavor.init == "tf" and module.bias is not None:
             nn.init.zeros_(module.bias)
     for name, parameter in model.named_parameters():
         if name.rpartition(".")[2].startswith("pos_"):
             if flavor.pos_init == "orthogonal":
-                nn.init.orthogonal_(parameter[0])  # [N, D]
+                _orthogonal(parameter[0])  # [N, D]
             else:
                 nn.init.normal_(parameter)
+
+
+def _orthogonal(tensor: Tensor) -> None:
+    # torch decomposes no matrix of 16 bits.
+    tensor.copy_(nn.init.orthogonal_(tensor.to(torch.promote_types(tensor.dtype, torch.float32))))

@@ -6,6 +6,7 @@ beyond it.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -40,6 +41,7 @@ class Generator(nn.Module):
             decoder_dim (128, 64).
         flavor: ``"torch"``, ``"tf"`` or a ``Flavor``: initialisation and numerical conventions.
         fold_query: see ``LadaAttention``.
+        device, dtype: of the parameters, as in `torch.nn.Linear`.
 
     Raises:
         ValueError: an argument does not fit, named in the message; z is not [B, noise_dim].
@@ -56,27 +58,30 @@ class Generator(nn.Module):
         decoder_dim: Sequence[int] | None = None,
         flavor: Flavor | str = "torch",
         fold_query: bool | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
+        factory_kwargs = {"device": device, "dtype": dtype}
         flavor = resolve_flavor(flavor)
         self.noise_dim = noise_dim
         self.patch_size = _check_generator(img_size, dim, heads, mlp_dim, decoder_dim)
 
         def block(i: int) -> SMLadaformer:
-            return SMLadaformer(dim[i], noise_dim, heads[i], mlp_dim[i], fold_query=fold_query)
+            return SMLadaformer(dim[i], noise_dim, heads[i], mlp_dim[i], fold_query=fold_query, **factory_kwargs)
 
-        self.init = nn.Sequential(nn.Linear(noise_dim, 64 * dim[0], bias=False))
+        self.init = nn.Sequential(nn.Linear(noise_dim, 64 * dim[0], bias=False, **factory_kwargs))
         self.block_64 = block(0)
-        self.pos_64 = nn.Parameter(torch.empty(1, 64, dim[0]))
-        self.conv_256 = Conv2d(dim[0] // 4, dim[1], 3, padding=1)
+        self.pos_64 = nn.Parameter(torch.empty(1, 64, dim[0], **factory_kwargs))
+        self.conv_256 = Conv2d(dim[0] // 4, dim[1], 3, padding=1, **factory_kwargs)
         self.block_256 = block(1)
-        self.pos_256 = nn.Parameter(torch.empty(1, 256, dim[1]))
-        self.conv_1024 = Conv2d(dim[1] // 4, dim[2], 3, padding=1)
+        self.pos_256 = nn.Parameter(torch.empty(1, 256, dim[1], **factory_kwargs))
+        self.conv_1024 = Conv2d(dim[1] // 4, dim[2], 3, padding=1, **factory_kwargs)
         self.block_1024 = block(2)
-        self.pos_1024 = nn.Parameter(torch.empty(1, 1024, dim[2]))
-        self.decoder = _decoder(dim[2], decoder_dim, flavor) if decoder_dim else None
+        self.pos_1024 = nn.Parameter(torch.empty(1, 1024, dim[2], **factory_kwargs))
+        self.decoder = _decoder(dim[2], decoder_dim, flavor, **factory_kwargs) if decoder_dim else None
         channels = decoder_dim[-1] if decoder_dim else dim[2] // self.patch_size**2
-        self.ch_conv = Conv2d(channels, 3, 3, padding=1)
+        self.ch_conv = Conv2d(channels, 3, 3, padding=1, **factory_kwargs)
         init_weights(self, flavor)
 
     def forward(self, z: Tensor, *, return_weights: bool = False) -> Tensor | tuple[Tensor, list[Tensor]]:
@@ -122,6 +127,7 @@ class Discriminator(nn.Module):
         mlp_dim: hidden MLP width.
         flavor: ``"torch"``, ``"tf"`` or a ``Flavor``: initialisation and numerical conventions.
         fold_query: see ``LadaAttention``.
+        device, dtype: of the parameters, as in `torch.nn.Linear`.
 
     Raises:
         ValueError: an argument does not fit, named in the message; the images have another size or channel
@@ -137,8 +143,11 @@ class Discriminator(nn.Module):
         *,
         flavor: Flavor | str = "torch",
         fold_query: bool | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
+        factory_kwargs = {"device": device, "dtype": dtype}
         flavor = resolve_flavor(flavor)
         if not enc_dim:
             raise ValueError("enc_dim: got no width, expected one or more")
@@ -146,15 +155,21 @@ class Discriminator(nn.Module):
             raise ValueError(f"out_dim: got {list(out_dim)}, expected two widths")
         width = enc_dim[-1]
         self.img_size = 16 * 2 ** (len(enc_dim) - 1)
-        self.inp_conv = nn.Sequential(Conv2d(3, enc_dim[0], 3, padding=1, bias=False), nn.LeakyReLU(LEAKY_SLOPE))
-        self.encoder = nn.ModuleList(DownBlock(enc_dim[i], enc_dim[i + 1], flavor=flavor) for i in range(len(enc_dim) - 1))
-        self.pos_256 = nn.Parameter(torch.empty(1, 256, width))
-        self.block_256 = Ladaformer(256, width, heads, mlp_dim, ln_eps=flavor.ln_eps, fold_query=fold_query)
-        self.conv_256 = Conv2d(4 * width, out_dim[0], 3, padding=1)
-        self.logits = nn.Sequential(
-            Conv2d(out_dim[0], out_dim[1], 1, bias=False),
+        self.inp_conv = nn.Sequential(
+            Conv2d(3, enc_dim[0], 3, padding=1, bias=False, **factory_kwargs),
             nn.LeakyReLU(LEAKY_SLOPE),
-            Conv2d(out_dim[1], 1, 4, bias=False),
+        )
+        self.encoder = nn.ModuleList(
+            DownBlock(enc_dim[i], enc_dim[i + 1], flavor=flavor, **factory_kwargs) for i in range(len(enc_dim) - 1)
+        )
+        self.pos_256 = nn.Parameter(torch.empty(1, 256, width, **factory_kwargs))
+        options = {"ln_eps": flavor.ln_eps, "fold_query": fold_query}
+        self.block_256 = Ladaformer(256, width, heads, mlp_dim, **options, **factory_kwargs)
+        self.conv_256 = Conv2d(4 * width, out_dim[0], 3, padding=1, **factory_kwargs)
+        self.logits = nn.Sequential(
+            Conv2d(out_dim[0], out_dim[1], 1, bias=False, **factory_kwargs),
+            nn.LeakyReLU(LEAKY_SLOPE),
+            Conv2d(out_dim[1], 1, 4, bias=False, **factory_kwargs),
         )
         init_weights(self, flavor)
 
@@ -174,22 +189,31 @@ class Discriminator(nn.Module):
 class DownBlock(nn.Module):
     """Halves a map's sides: the mean of a two-convolution path and of a pooled 1x1 path."""
 
-    def __init__(self, in_planes: int, out_planes: int, *, flavor: Flavor | str = "torch") -> None:
+    def __init__(
+        self,
+        in_planes: int,
+        out_planes: int,
+        *,
+        flavor: Flavor | str = "torch",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
         super().__init__()
+        factory_kwargs = {"device": device, "dtype": dtype}
         flavor = resolve_flavor(flavor)
         halving = SamePadConv2d if flavor.same_pad else Conv2d
         self.main = nn.Sequential(
-            halving(in_planes, out_planes, 3, 2, 0 if flavor.same_pad else 1, bias=False),
-            _batch_norm(out_planes, flavor),
+            halving(in_planes, out_planes, 3, 2, 0 if flavor.same_pad else 1, bias=False, **factory_kwargs),
+            _batch_norm(out_planes, flavor, **factory_kwargs),
             nn.LeakyReLU(LEAKY_SLOPE),
-            Conv2d(out_planes, out_planes, 3, padding=1, bias=False),
-            _batch_norm(out_planes, flavor),
+            Conv2d(out_planes, out_planes, 3, padding=1, bias=False, **factory_kwargs),
+            _batch_norm(out_planes, flavor, **factory_kwargs),
             nn.LeakyReLU(LEAKY_SLOPE),
         )
         self.direct = nn.Sequential(
             MeanPool(),
-            Conv2d(in_planes, out_planes, 1, bias=False),
-            _batch_norm(out_planes, flavor),
+            Conv2d(in_planes, out_planes, 1, bias=False, **factory_kwargs),
+            _batch_norm(out_planes, flavor, **factory_kwargs),
             nn.LeakyReLU(LEAKY_SLOPE),
         )
 
@@ -206,17 +230,17 @@ class SamePadConv2d(Conv2d):
         return super().forward(functional.pad(x, (0, 1, 0, 1)))
 
 
-def _batch_norm(channels: int, flavor: Flavor) -> BatchNorm2d:
-    return BatchNorm2d(channels, eps=flavor.bn_eps, momentum=flavor.bn_momentum)
+def _batch_norm(channels: int, flavor: Flavor, **factory_kwargs: Any) -> BatchNorm2d:
+    return BatchNorm2d(channels, eps=flavor.bn_eps, momentum=flavor.bn_momentum, **factory_kwargs)
 
 
-def _decoder(channels: int, widths: Sequence[int], flavor: Flavor) -> nn.Sequential:
+def _decoder(channels: int, widths: Sequence[int], flavor: Flavor, **factory_kwargs: Any) -> nn.Sequential:
     layers: list[nn.Module] = []
     for width in widths:
         layers += [
             nn.Upsample(scale_factor=2, mode="nearest"),
-            Conv2d(channels, width, 3, padding=1),
-            _batch_norm(width, flavor),
+            Conv2d(channels, width, 3, padding=1, **factory_kwargs),
+            _batch_norm(width, flavor, **factory_kwargs),
             nn.LeakyReLU(LEAKY_SLOPE),
         ]
         channels = width

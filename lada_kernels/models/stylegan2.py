@@ -28,13 +28,23 @@ class Discriminator(nn.Module):
         widths: channels at full size and after every halving down to 4x4, log2(img_size) - 1 of them. Default: 128, doubling up
             to 512.
         group: how many images are compared with each other at most; default 4.
+        device, dtype: of the parameters, as in `torch.nn.Linear`.
 
     Raises:
         ValueError: an argument does not fit, named in the message; the images have another size or channel count.
     """
 
-    def __init__(self, img_size: int = 32, widths: Sequence[int] | None = None, *, group: int = 4) -> None:
+    def __init__(
+        self,
+        img_size: int = 32,
+        widths: Sequence[int] | None = None,
+        *,
+        group: int = 4,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
         super().__init__()
+        factory_kwargs = {"device": device, "dtype": dtype}
         if img_size < 8 or img_size & (img_size - 1):
             raise ValueError(f"img_size: got {img_size}, expected a power of two, 8 or more")
         checks.positive(group=group)
@@ -47,11 +57,11 @@ class Discriminator(nn.Module):
             checks.positive(widths=width)
         self.img_size, self.group = img_size, group
         last = widths[-1]
-        self.from_rgb = EqualizedConv2d(3, widths[0], 1, gain=_GAIN)
-        self.blocks = nn.ModuleList(ResidualBlock(widths[i], widths[i + 1]) for i in range(count - 1))
-        self.conv = EqualizedConv2d(last + 1, last, 3, padding=1, gain=_GAIN)
-        self.dense = EqualizedLinear(16 * last, last)
-        self.logit = EqualizedLinear(last, 1)
+        self.from_rgb = EqualizedConv2d(3, widths[0], 1, gain=_GAIN, **factory_kwargs)
+        self.blocks = nn.ModuleList(ResidualBlock(widths[i], widths[i + 1], **factory_kwargs) for i in range(count - 1))
+        self.conv = EqualizedConv2d(last + 1, last, 3, padding=1, gain=_GAIN, **factory_kwargs)
+        self.dense = EqualizedLinear(16 * last, last, **factory_kwargs)
+        self.logit = EqualizedLinear(last, 1, **factory_kwargs)
 
     def forward(self, x: Tensor) -> Tensor:
         """Judge x [B, 3, S, S], values in [-1, 1]: one logit each, [B, 1]."""
@@ -68,14 +78,22 @@ class Discriminator(nn.Module):
 class ResidualBlock(nn.Module):
     """Halves a map's sides: two activated convolutions, the second behind a blur, and a blurred linear path, over sqrt(2)."""
 
-    def __init__(self, in_channels: int, out_channels: int) -> None:
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        *,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
         super().__init__()
-        self.conv1 = EqualizedConv2d(in_channels, in_channels, 3, padding=1, gain=_GAIN)
-        self.blur = Blur(padding=2)
+        factory_kwargs = {"device": device, "dtype": dtype}
+        self.conv1 = EqualizedConv2d(in_channels, in_channels, 3, padding=1, gain=_GAIN, **factory_kwargs)
+        self.blur = Blur(padding=2, **factory_kwargs)
         # The sum's 1/sqrt(2) stands in the gains of its two terms, and cancels the activation's sqrt(2) in the first.
-        self.conv2 = EqualizedConv2d(in_channels, out_channels, 3, stride=2)
-        self.downsample = BlurDownsample()
-        self.skip = EqualizedConv2d(in_channels, out_channels, 1, bias=False, gain=1 / _GAIN)
+        self.conv2 = EqualizedConv2d(in_channels, out_channels, 3, stride=2, **factory_kwargs)
+        self.downsample = BlurDownsample(**factory_kwargs)
+        self.skip = EqualizedConv2d(in_channels, out_channels, 1, bias=False, gain=1 / _GAIN, **factory_kwargs)
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, in_channels, H, W] -> [B, out_channels, H/2, W/2]; H and W even."""

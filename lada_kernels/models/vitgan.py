@@ -50,6 +50,7 @@ class Generator(nn.Module):
             residual="official" and spectral_norm=True.
         equalized: `EqualizedLinear` in blocks and norms; mapping network and heads have an equalised learning rate anyway.
         inr_dim, inr_layers: see `ImplicitHead`; without effect on the other head.
+        device, dtype: of the parameters, as in `torch.nn.Linear`.
 
     Raises:
         ValueError: an argument does not fit, named in the message; z is not [B, noise_dim].
@@ -73,6 +74,8 @@ class Generator(nn.Module):
         gamma_offset: float = 1.0,
         inr_dim: int = 512,
         inr_layers: int = 3,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
         if img_size < 2 * _GRID or img_size & (img_size - 1):
@@ -80,20 +83,22 @@ class Generator(nn.Module):
         if output not in ("conv", "inr"):
             raise ValueError(f"output: got {output!r}, expected 'conv' or 'inr'")
         checks.positive(noise_dim=noise_dim, dim=dim, mlp_dim=mlp_dim)
+        factory_kwargs = {"device": device, "dtype": dtype}
         modulation = {"equalized": equalized, "gamma_offset": gamma_offset}
         options = {"attention": attention, "residual": residual, "spectral_norm": spectral_norm, "ln_eps": ln_eps}
         self.noise_dim = noise_dim
         self.output = output
-        self.mapping = MappingNetwork(noise_dim)
-        self.position = SinePosition(dim)
+        self.mapping = MappingNetwork(noise_dim, **factory_kwargs)
+        self.position = SinePosition(dim, **factory_kwargs)
         self.blocks = nn.ModuleList(
-            StyledViTBlock(dim, heads, mlp_dim, noise_dim, **options, **modulation) for _ in range(_depth(blocks, img_size))
+            StyledViTBlock(dim, heads, mlp_dim, noise_dim, **options, **modulation, **factory_kwargs)
+            for _ in range(_depth(blocks, img_size))
         )
-        self.norm = SelfModulatedLayerNorm(dim, noise_dim, eps=ln_eps, hidden=False, **modulation)
+        self.norm = SelfModulatedLayerNorm(dim, noise_dim, eps=ln_eps, hidden=False, **modulation, **factory_kwargs)
         self.head = (
-            ConvolutionalHead(dim, img_size, noise_dim)
+            ConvolutionalHead(dim, img_size, noise_dim, **factory_kwargs)
             if output == "conv"
-            else ImplicitHead(dim, img_size, inr_dim, inr_layers)
+            else ImplicitHead(dim, img_size, inr_dim, inr_layers, **factory_kwargs)
         )
 
     def forward(self, z: Tensor, *, return_weights: bool = False) -> Tensor | tuple[Tensor, list[Tensor]]:
@@ -126,13 +131,23 @@ class ConvolutionalHead(nn.Module):
         dim: channels of a token.
         img_size: side of the image.
         style_dim: values per style w, which modulates every convolution.
+        device, dtype: of the parameters, as in `torch.nn.Linear`.
 
     Raises:
         ValueError: ``dim`` leaves no channel at the image's size.
     """
 
-    def __init__(self, dim: int, img_size: int, style_dim: int) -> None:
+    def __init__(
+        self,
+        dim: int,
+        img_size: int,
+        style_dim: int,
+        *,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
         super().__init__()
+        factory_kwargs = {"device": device, "dtype": dtype}
         self.layers = nn.ModuleList()
         channels, side = dim, _GRID
         while side < img_size:
@@ -140,10 +155,10 @@ class ConvolutionalHead(nn.Module):
             width = min(dim, dim * 64 // side)
             if not width:
                 raise ValueError(f"dim: got {dim}, expected {img_size // 64} or more for img_size = {img_size}")
-            self.layers.append(StyledConv2d(channels, width, 3, style_dim, upsample=True))
-            self.layers.append(StyledConv2d(width, width, 3, style_dim))
+            self.layers.append(StyledConv2d(channels, width, 3, style_dim, upsample=True, **factory_kwargs))
+            self.layers.append(StyledConv2d(width, width, 3, style_dim, **factory_kwargs))
             channels = width
-        self.to_rgb = ToRGB(channels, style_dim)
+        self.to_rgb = ToRGB(channels, style_dim, **factory_kwargs)
 
     def forward(self, tokens: Tensor, w: Tensor) -> Tensor:
         """tokens [B, 64, dim], w [B, style_dim] -> [B, 3, img_size, img_size], unbounded."""
@@ -165,20 +180,33 @@ class ImplicitHead(nn.Module):
         img_size: side of the image.
         inr_dim: width of the modulated layers before RGB; 512 in the official code.
         inr_layers: how many; 3 in the official code, 1 in the paper, whose network has two layers in all.
+        device, dtype: of the parameters, as in `torch.nn.Linear`.
 
     Raises:
         ValueError: ``inr_dim`` or ``inr_layers`` is below 1.
     """
 
-    def __init__(self, dim: int, img_size: int, inr_dim: int = 512, inr_layers: int = 3) -> None:
+    def __init__(
+        self,
+        dim: int,
+        img_size: int,
+        inr_dim: int = 512,
+        inr_layers: int = 3,
+        *,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
         super().__init__()
+        factory_kwargs = {"device": device, "dtype": dtype}
         checks.positive(inr_dim=inr_dim, inr_layers=inr_layers)
         self.patch = img_size // _GRID
-        self.mapping = MappingNetwork(dim, layers=4)
-        self.position = SinePosition(dim)
+        self.mapping = MappingNetwork(dim, layers=4, **factory_kwargs)
+        self.position = SinePosition(dim, **factory_kwargs)
         widths = [dim] + [inr_dim] * inr_layers
-        self.layers = nn.ModuleList(StyledConv2d(widths[i], widths[i + 1], 1, dim, noise=False) for i in range(inr_layers))
-        self.to_rgb = ToRGB(widths[-1], dim)
+        self.layers = nn.ModuleList(
+            StyledConv2d(widths[i], widths[i + 1], 1, dim, noise=False, **factory_kwargs) for i in range(inr_layers)
+        )
+        self.to_rgb = ToRGB(widths[-1], dim, **factory_kwargs)
 
     def forward(self, tokens: Tensor) -> Tensor:
         """[B, 64, dim] -> [B, 3, img_size, img_size], unbounded."""
@@ -208,6 +236,7 @@ class Discriminator(nn.Module):
         attention: ``"l2"``, by distance, as in the paper, or ``"dot"``, by products.
         spectral_norm: `improved_spectral_norm` on the blocks' projections. Patch embedding and head go without, our choice.
         equalized: `EqualizedLinear` in the blocks.
+        device, dtype: of the parameters, as in `torch.nn.Linear`.
 
     Raises:
         ValueError: an argument does not fit, named in the message; the images have another size or channel count.
@@ -225,21 +254,26 @@ class Discriminator(nn.Module):
         attention: Literal["l2", "dot"] = "l2",
         spectral_norm: bool = True,
         equalized: bool = False,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
         patch = img_size // 8 if patch is None else patch
         if patch < 1 or img_size % patch:
             raise ValueError(f"patch: got {patch}, expected a divisor of img_size = {img_size}")
         checks.positive(dim=dim, mlp_dim=mlp_dim)
+        factory_kwargs = {"device": device, "dtype": dtype}
         options = {"attention": attention, "spectral_norm": spectral_norm, "equalized": equalized}
         self.img_size = img_size
         self.side = img_size // patch
-        self.embed = PatchEmbedding(patch, dim)
-        self.position = SinePosition(dim)
-        self.class_token = nn.Parameter(0.02 * torch.randn(1, 1, dim))
-        self.blocks = nn.ModuleList(ViTBlock(dim, heads, mlp_dim, **options) for _ in range(_depth(blocks, img_size)))
-        self.norm = LayerNorm(dim)
-        self.head = nn.Linear(dim, 1)
+        self.embed = PatchEmbedding(patch, dim, **factory_kwargs)
+        self.position = SinePosition(dim, **factory_kwargs)
+        self.class_token = nn.Parameter(0.02 * torch.randn(1, 1, dim, **factory_kwargs))
+        self.blocks = nn.ModuleList(
+            ViTBlock(dim, heads, mlp_dim, **options, **factory_kwargs) for _ in range(_depth(blocks, img_size))
+        )
+        self.norm = LayerNorm(dim, **factory_kwargs)
+        self.head = nn.Linear(dim, 1, **factory_kwargs)
 
     def forward(self, x: Tensor) -> Tensor:
         """Judge x [B, 3, img_size, img_size], values in [-1, 1]: one logit each, [B, 1]."""

@@ -48,24 +48,35 @@ class LadaAttention(nn.Module):
         heads: number of heads H; must divide ``dim``.
         fold_query: the order of computation, see above.
         recompute: less memory for more arithmetic, see above.
+        device, dtype: of the parameters, as in `torch.nn.Linear`.
 
     Raises:
         ValueError: ``heads`` does not divide ``dim``; ``recompute`` with ``fold_query=False``; the input is not [B, N, dim].
     """
 
-    def __init__(self, dim: int, heads: int = 8, *, fold_query: bool | None = None, recompute: bool = False) -> None:
+    def __init__(
+        self,
+        dim: int,
+        heads: int = 8,
+        *,
+        fold_query: bool | None = None,
+        recompute: bool = False,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
         super().__init__()
         checks.divide(dim, heads)
         if recompute and fold_query is False:
             raise ValueError(f"fold_query: got {fold_query}, expected True or None with recompute={recompute}")
+        factory_kwargs = {"device": device, "dtype": dtype}
         self.dim = dim
         self.heads = heads
         self.scale = (dim // heads) ** -0.5
         self.fold_query = fold_query
         self.recompute = recompute
-        self.to_qkv = nn.Linear(dim, 3 * dim)
-        self.q_attn = nn.Linear(dim, heads)
-        self.to_out = nn.Linear(dim, dim)
+        self.to_qkv = nn.Linear(dim, 3 * dim, **factory_kwargs)
+        self.q_attn = nn.Linear(dim, heads, **factory_kwargs)
+        self.to_out = nn.Linear(dim, dim, **factory_kwargs)
 
     def forward(self, x: Tensor, *, mask: Tensor | None = None, return_weights: bool = False) -> Tensor | tuple[Tensor, Tensor]:
         """Attend over the tokens of ``x``.

@@ -27,6 +27,7 @@ class LadaAttention2d(LadaAttention):
         heads: number of heads; must divide ``channels``.
         gate: see above.
         fold_query, recompute: see `LadaAttention`.
+        device, dtype: of the parameters, as in `torch.nn.Linear`.
 
     Raises:
         ValueError: as `LadaAttention` does; the input is not [B, channels, H, W]; the mask is not [B, H, W].
@@ -40,9 +41,12 @@ class LadaAttention2d(LadaAttention):
         gate: bool = False,
         fold_query: bool | None = None,
         recompute: bool = False,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__(channels, heads, fold_query=fold_query, recompute=recompute)
-        self.register_parameter("gamma", nn.Parameter(torch.zeros(1)) if gate else None)
+        factory_kwargs = {"device": device, "dtype": dtype}
+        super().__init__(channels, heads, fold_query=fold_query, recompute=recompute, **factory_kwargs)
+        self.register_parameter("gamma", nn.Parameter(torch.zeros(1, **factory_kwargs)) if gate else None)
 
     def forward(self, x: Tensor, *, mask: Tensor | None = None, return_weights: bool = False) -> Tensor | tuple[Tensor, Tensor]:
         """Attend over the pixels of ``x``.

@@ -1,5 +1,6 @@
 """Conv2d whose double backward is worth having: what R1 pays for in LadaGAN's discriminator, beside its batch norm."""
 
+import torch
 from torch import Tensor, nn
 
 from lada_kernels.ops.convolution import convolution
@@ -20,8 +21,12 @@ class Conv2d(nn.Conv2d):
         stride: int = 1,
         padding: int = 0,
         bias: bool = True,
+        *,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__(in_channels, out_channels, kernel_size, stride, padding, bias=bias)
+        factory_kwargs = {"device": device, "dtype": dtype}
+        super().__init__(in_channels, out_channels, kernel_size, stride, padding, bias=bias, **factory_kwargs)
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, C, H, W] -> [B, C', H', W']."""

@@ -19,14 +19,25 @@ class EqualizedLinear(nn.Module):
         in_features, out_features: channels before and after.
         bias: learn b, zeros at first.
         lr_multiplier: m; the weights begin as standard normals divided by it.
+        device, dtype: of the parameters, as in `torch.nn.Linear`.
     """
 
-    def __init__(self, in_features: int, out_features: int, bias: bool = True, lr_multiplier: float = 1.0) -> None:
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        bias: bool = True,
+        lr_multiplier: float = 1.0,
+        *,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
         super().__init__()
+        factory_kwargs = {"device": device, "dtype": dtype}
         self.in_features, self.out_features, self.lr_multiplier = in_features, out_features, lr_multiplier
         self.scale = lr_multiplier / math.sqrt(in_features)
-        self.weight = nn.Parameter(torch.randn(out_features, in_features) / lr_multiplier)
-        self.bias = nn.Parameter(torch.zeros(out_features)) if bias else None
+        self.weight = nn.Parameter(torch.randn(out_features, in_features, **factory_kwargs) / lr_multiplier)
+        self.bias = nn.Parameter(torch.zeros(out_features, **factory_kwargs)) if bias else None
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., in_features] -> [..., out_features]."""
@@ -57,6 +68,7 @@ class EqualizedConv2d(nn.Module):
         stride, padding: as in `torch.nn.Conv2d`.
         bias: learn b, zeros at first.
         gain: a factor on the result.
+        device, dtype: of the parameters, as in `torch.nn.Linear`.
     """
 
     def __init__(
@@ -68,12 +80,16 @@ class EqualizedConv2d(nn.Module):
         padding: int = 0,
         bias: bool = True,
         gain: float = 1.0,
+        *,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
+        factory_kwargs = {"device": device, "dtype": dtype}
         self.stride, self.padding, self.gain = stride, padding, gain
         self.scale = gain / math.sqrt(in_channels * kernel_size**2)
-        self.weight = nn.Parameter(torch.randn(out_channels, in_channels, kernel_size, kernel_size))
-        self.bias = nn.Parameter(torch.zeros(out_channels)) if bias else None
+        self.weight = nn.Parameter(torch.randn(out_channels, in_channels, kernel_size, kernel_size, **factory_kwargs))
+        self.bias = nn.Parameter(torch.zeros(out_channels, **factory_kwargs)) if bias else None
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, in_channels, H, W] -> [B, out_channels, H', W'], H' and W' as in `torch.nn.Conv2d`."""
@@ -98,12 +114,25 @@ class MappingNetwork(nn.Module):
         layers: how many.
         lr_multiplier: see `EqualizedLinear`.
         eps: added to the mean square that a latent is divided by the root of.
+        device, dtype: of the parameters, as in `torch.nn.Linear`.
     """
 
-    def __init__(self, dim: int, layers: int = 8, lr_multiplier: float = 0.01, eps: float = 1e-8) -> None:
+    def __init__(
+        self,
+        dim: int,
+        layers: int = 8,
+        lr_multiplier: float = 0.01,
+        eps: float = 1e-8,
+        *,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
         super().__init__()
+        factory_kwargs = {"device": device, "dtype": dtype}
         self.eps = eps
-        self.layers = nn.ModuleList(EqualizedLinear(dim, dim, lr_multiplier=lr_multiplier) for _ in range(layers))
+        self.layers = nn.ModuleList(
+            EqualizedLinear(dim, dim, lr_multiplier=lr_multiplier, **factory_kwargs) for _ in range(layers)
+        )
 
     def forward(self, z: Tensor) -> Tensor:
         """[B, dim] -> [B, dim]."""

@@ -1,15 +1,17 @@
 """The transformer blocks of LadaGAN (arXiv 2401.09596): plain in D, self-modulated in G."""
 
 from collections.abc import Sequence
+from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from lada_kernels.modules.attention import LadaAttention
 from lada_kernels.modules.norm import LayerNorm, SelfModulatedLayerNorm, unpack_condition
 
 
-def _mlp(dim: int, mlp_dim: int) -> nn.Sequential:
-    return nn.Sequential(nn.Linear(dim, mlp_dim), nn.GELU(), nn.Linear(mlp_dim, dim))
+def _mlp(dim: int, mlp_dim: int, **factory_kwargs: Any) -> nn.Sequential:
+    return nn.Sequential(nn.Linear(dim, mlp_dim, **factory_kwargs), nn.GELU(), nn.Linear(mlp_dim, dim, **factory_kwargs))
 
 
 class Ladaformer(nn.Module):
@@ -22,6 +24,7 @@ class Ladaformer(nn.Module):
         mlp_dim: hidden width of the MLP (GELU).
         ln_eps: LayerNorm's eps: 1e-5 in the official PyTorch code, 1e-6 in the TensorFlow code.
         fold_query: see ``LadaAttention``.
+        device, dtype: of the parameters, as in `torch.nn.Linear`.
 
     Raises:
         ValueError: ``heads`` does not divide ``dim``; the input is not [B, N, dim].
@@ -36,12 +39,15 @@ class Ladaformer(nn.Module):
         *,
         ln_eps: float = 1e-5,
         fold_query: bool | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        self.ln_1 = LayerNorm(dim, ln_eps)
-        self.attn = LadaAttention(dim, heads, fold_query=fold_query)
-        self.ln_2 = LayerNorm(dim, ln_eps)
-        self.mlp = _mlp(dim, mlp_dim)
+        factory_kwargs = {"device": device, "dtype": dtype}
+        self.ln_1 = LayerNorm(dim, ln_eps, **factory_kwargs)
+        self.attn = LadaAttention(dim, heads, fold_query=fold_query, **factory_kwargs)
+        self.ln_2 = LayerNorm(dim, ln_eps, **factory_kwargs)
+        self.mlp = _mlp(dim, mlp_dim, **factory_kwargs)
 
     def forward(self, x: Tensor, *, mask: Tensor | None = None, return_weights: bool = False) -> Tensor | tuple[Tensor, Tensor]:
         """[B, N, dim] -> [B, N, dim]; ``mask`` and ``return_weights`` as in ``LadaAttention.forward``."""
@@ -65,6 +71,7 @@ class SMLadaformer(nn.Module):
         mlp_dim: hidden width of the MLP (GELU).
         ln_eps, gamma_offset: see ``SelfModulatedLayerNorm``.
         fold_query: see ``LadaAttention``.
+        device, dtype: of the parameters, as in `torch.nn.Linear`.
 
     Raises:
         ValueError: ``heads`` does not divide ``dim``; the input is not [B, N, dim] with z [B, cond_dim].
@@ -80,12 +87,16 @@ class SMLadaformer(nn.Module):
         ln_eps: float = 1e-6,
         gamma_offset: float = 0.0,
         fold_query: bool | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        self.ln_1 = SelfModulatedLayerNorm(dim, cond_dim, eps=ln_eps, gamma_offset=gamma_offset)
-        self.attn = LadaAttention(dim, heads, fold_query=fold_query)
-        self.ln_2 = SelfModulatedLayerNorm(dim, cond_dim, eps=ln_eps, gamma_offset=gamma_offset)
-        self.mlp = _mlp(dim, mlp_dim)
+        factory_kwargs = {"device": device, "dtype": dtype}
+        modulation = {"eps": ln_eps, "gamma_offset": gamma_offset}
+        self.ln_1 = SelfModulatedLayerNorm(dim, cond_dim, **modulation, **factory_kwargs)
+        self.attn = LadaAttention(dim, heads, fold_query=fold_query, **factory_kwargs)
+        self.ln_2 = SelfModulatedLayerNorm(dim, cond_dim, **modulation, **factory_kwargs)
+        self.mlp = _mlp(dim, mlp_dim, **factory_kwargs)
 
     def forward(
         self,

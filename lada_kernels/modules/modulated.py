@@ -36,6 +36,7 @@ class ModulatedConv2d(nn.Module):
         upsample: double the sides: a transposed convolution of stride 2, then the blur of `BlurUpsample`; only with a
             ``kernel_size`` of 1, 3 or 5.
         gain: a factor on the result.
+        device, dtype: of the parameters, as in `torch.nn.Linear`.
 
     Raises:
         ValueError: ``kernel_size`` does not fit; the input is not [B, in_channels, H, W], or the style not [B, style_dim].
@@ -51,19 +52,22 @@ class ModulatedConv2d(nn.Module):
         upsample: bool = False,
         *,
         gain: float = 1.0,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
+        factory_kwargs = {"device": device, "dtype": dtype}
         if kernel_size < 1 or kernel_size % 2 == 0 or (upsample and kernel_size > 5):
             expected = "1, 3 or 5 to upsample" if upsample else "an odd number above 0"
             raise ValueError(f"kernel_size: got {kernel_size}, expected {expected}")
         self.in_channels, self.out_channels, self.kernel_size = in_channels, out_channels, kernel_size
         self.style_dim, self.demodulate, self.gain = style_dim, demodulate, gain
         self.scale = 1 / math.sqrt(in_channels * kernel_size**2)
-        self.weight = nn.Parameter(torch.randn(out_channels, in_channels, kernel_size, kernel_size))
-        self.style = EqualizedLinear(style_dim, in_channels)
+        self.weight = nn.Parameter(torch.randn(out_channels, in_channels, kernel_size, kernel_size, **factory_kwargs))
+        self.style = EqualizedLinear(style_dim, in_channels, **factory_kwargs)
         nn.init.ones_(self.style.bias)
         # The padding that centres the blur between the pixels whose zeros it fills.
-        self.blur = Blur(padding=(5 - kernel_size) // 2, gain=4.0) if upsample else None
+        self.blur = Blur(padding=(5 - kernel_size) // 2, gain=4.0, **factory_kwargs) if upsample else None
 
     def forward(self, x: Tensor, style: Tensor, bias: Tensor | None = None) -> Tensor:
         """Convolve every item with its own weights.
@@ -137,16 +141,28 @@ class StyledConv2d(nn.Module):
     Args:
         in_channels, out_channels, kernel_size, style_dim, upsample: see `ModulatedConv2d`.
         noise: add noise in training mode; without it there is no ``strength``.
+        device, dtype: of the parameters, as in `torch.nn.Linear`.
     """
 
     def __init__(
-        self, in_channels: int, out_channels: int, kernel_size: int, style_dim: int, upsample: bool = False, noise: bool = True
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int,
+        style_dim: int,
+        upsample: bool = False,
+        noise: bool = True,
+        *,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
+        factory_kwargs = {"device": device, "dtype": dtype}
         # The slope of a LeakyReLU does not depend on scale: sqrt(2) may as well go before it, into what is multiplied anyway.
-        self.conv = ModulatedConv2d(in_channels, out_channels, kernel_size, style_dim, upsample=upsample, gain=math.sqrt(2))
-        self.bias = nn.Parameter(torch.zeros(out_channels))
-        self.strength = nn.Parameter(torch.zeros(())) if noise else None
+        options = {"upsample": upsample, "gain": math.sqrt(2)}
+        self.conv = ModulatedConv2d(in_channels, out_channels, kernel_size, style_dim, **options, **factory_kwargs)
+        self.bias = nn.Parameter(torch.zeros(out_channels, **factory_kwargs))
+        self.strength = nn.Parameter(torch.zeros((), **factory_kwargs)) if noise else None
 
     def forward(self, x: Tensor, style: Tensor) -> Tensor:
         """x [B, in_channels, H, W], style [B, style_dim] -> [B, out_channels, H, W], or twice the sides if it upsamples."""
@@ -163,12 +179,22 @@ class ToRGB(nn.Module):
         in_channels: of the map.
         style_dim: values per item that modulate.
         channels: of the image.
+        device, dtype: of the parameters, as in `torch.nn.Linear`.
     """
 
-    def __init__(self, in_channels: int, style_dim: int, channels: int = 3) -> None:
+    def __init__(
+        self,
+        in_channels: int,
+        style_dim: int,
+        channels: int = 3,
+        *,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
         super().__init__()
-        self.conv = ModulatedConv2d(in_channels, channels, 1, style_dim, demodulate=False)
-        self.bias = nn.Parameter(torch.zeros(channels))
+        factory_kwargs = {"device": device, "dtype": dtype}
+        self.conv = ModulatedConv2d(in_channels, channels, 1, style_dim, demodulate=False, **factory_kwargs)
+        self.bias = nn.Parameter(torch.zeros(channels, **factory_kwargs))
 
     def forward(self, x: Tensor, style: Tensor) -> Tensor:
         """x [B, in_channels, H, W], style [B, style_dim] -> [B, channels, H, W]."""

@@ -29,10 +29,18 @@ class LayerNorm(nn.LayerNorm):
     Args:
         dim: channels D of x.
         eps: added to the variance.
+        device, dtype: of the parameters, as in `torch.nn.Linear`.
     """
 
-    def __init__(self, dim: int, eps: float = 1e-5) -> None:
-        super().__init__(dim, eps)
+    def __init__(
+        self,
+        dim: int,
+        eps: float = 1e-5,
+        *,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(dim, eps, device=device, dtype=dtype)
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, N, dim] -> [B, N, dim] in x's dtype."""
@@ -62,6 +70,7 @@ class SelfModulatedLayerNorm(nn.Module):
         gamma_offset: 0 in LadaGAN, where gamma is used as it comes; ViTGAN's code modulates around 1.
         hidden: compute gamma and beta from relu(h(z)), as LadaGAN does, or from z itself.
         equalized: `EqualizedLinear` in place of `torch.nn.Linear`, as in ViTGAN.
+        device, dtype: of the parameters, as in `torch.nn.Linear`.
 
     Raises:
         ValueError: x is not [B, N, dim], or z does not hold B times ``cond_dim`` values.
@@ -76,16 +85,19 @@ class SelfModulatedLayerNorm(nn.Module):
         gamma_offset: float = 0.0,
         hidden: bool = True,
         equalized: bool = False,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
+        factory_kwargs = {"device": device, "dtype": dtype}
         linear = linear_kind(equalized)
         self.dim = dim
         self.cond_dim = cond_dim
         self.eps = eps
         self.gamma_offset = gamma_offset
-        self.h = nn.Sequential(linear(cond_dim, dim), nn.ReLU()) if hidden else nn.Identity()
-        self.mlp_gamma = linear(dim if hidden else cond_dim, dim)
-        self.mlp_beta = linear(dim if hidden else cond_dim, dim)
+        self.h = nn.Sequential(linear(cond_dim, dim, **factory_kwargs), nn.ReLU()) if hidden else nn.Identity()
+        self.mlp_gamma = linear(dim if hidden else cond_dim, dim, **factory_kwargs)
+        self.mlp_beta = linear(dim if hidden else cond_dim, dim, **factory_kwargs)
 
     def forward(self, x: Tensor | Sequence[Tensor], z: Tensor | None = None) -> Tensor:
         """Map x [B, N, dim] under z [B, cond_dim], or [B, ...] of as many values, to [B, N, dim].

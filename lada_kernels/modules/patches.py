@@ -16,13 +16,23 @@ class PatchEmbedding(nn.Module):
         dim: channels of a token.
         overlap: default patch // 2, ViTGAN's, whose patches are twice as wide as they are apart.
         channels: of the image.
+        device, dtype: of the parameters, as in `torch.nn.Linear`.
     """
 
-    def __init__(self, patch: int, dim: int, overlap: int | None = None, channels: int = 3) -> None:
+    def __init__(
+        self,
+        patch: int,
+        dim: int,
+        overlap: int | None = None,
+        channels: int = 3,
+        *,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
         super().__init__()
         self.patch, self.overlap = patch, patch // 2 if overlap is None else overlap
         self.width = patch + 2 * self.overlap
-        self.proj = nn.Linear(channels * self.width**2, dim)
+        self.proj = nn.Linear(channels * self.width**2, dim, device=device, dtype=dtype)
 
     def forward(self, images: Tensor) -> Tensor:
         """[B, channels, H, W] -> [B, N, dim], N = (H / patch) (W / patch), row by row."""
@@ -42,11 +52,12 @@ class SinePosition(nn.Module):
 
     Args:
         dim: channels of an embedding.
+        device, dtype: of the parameters, as in `torch.nn.Linear`.
     """
 
-    def __init__(self, dim: int) -> None:
+    def __init__(self, dim: int, *, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> None:
         super().__init__()
-        self.proj = nn.Linear(2, dim)
+        self.proj = nn.Linear(2, dim, device=device, dtype=dtype)
         bound = (9 / 2) ** 0.5
         nn.init.uniform_(self.proj.weight, -bound, bound)
 

@@ -1,5 +1,6 @@
 """ViTGAN's attention as modules: by products, and by distance with tied queries and keys (arXiv 2107.04589)."""
 
+import torch
 from torch import Tensor, nn
 
 from lada_kernels.modules import checks
@@ -48,16 +49,26 @@ class DotProductAttention(_Attention):
         dim: channels of the input.
         heads: number of heads; must divide ``dim``.
         equalized: `EqualizedLinear` in place of `torch.nn.Linear`, as in ViTGAN's generator.
+        device, dtype: of the parameters, as in `torch.nn.Linear`.
 
     Raises:
         ValueError: ``heads`` does not divide ``dim``; the input is not [B, N, dim].
     """
 
-    def __init__(self, dim: int, heads: int = 6, *, equalized: bool = False) -> None:
+    def __init__(
+        self,
+        dim: int,
+        heads: int = 6,
+        *,
+        equalized: bool = False,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
         super().__init__(dim, heads)
+        factory_kwargs = {"device": device, "dtype": dtype}
         linear = linear_kind(equalized)
-        self.to_qkv = linear(dim, 3 * dim)
-        self.to_out = linear(dim, dim)
+        self.to_qkv = linear(dim, 3 * dim, **factory_kwargs)
+        self.to_out = linear(dim, dim, **factory_kwargs)
 
     def _attend(self, x: Tensor, return_weights: bool) -> Tensor | tuple[Tensor, Tensor]:
         q, k, v = (_by_heads(part, self.heads) for part in self.to_qkv(x).chunk(3, dim=-1))
@@ -74,17 +85,27 @@ class L2Attention(_Attention):
         dim: channels of the input.
         heads: number of heads; must divide ``dim``.
         equalized: `EqualizedLinear` in place of `torch.nn.Linear`, as in ViTGAN's generator.
+        device, dtype: of the parameters, as in `torch.nn.Linear`.
 
     Raises:
         ValueError: ``heads`` does not divide ``dim``; the input is not [B, N, dim].
     """
 
-    def __init__(self, dim: int, heads: int = 6, *, equalized: bool = False) -> None:
+    def __init__(
+        self,
+        dim: int,
+        heads: int = 6,
+        *,
+        equalized: bool = False,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
         super().__init__(dim, heads)
+        factory_kwargs = {"device": device, "dtype": dtype}
         linear = linear_kind(equalized)
-        self.to_qk = linear(dim, dim)
-        self.to_v = linear(dim, dim)
-        self.to_out = linear(dim, dim)
+        self.to_qk = linear(dim, dim, **factory_kwargs)
+        self.to_v = linear(dim, dim, **factory_kwargs)
+        self.to_out = linear(dim, dim, **factory_kwargs)
 
     def _attend(self, x: Tensor, return_weights: bool) -> Tensor | tuple[Tensor, Tensor]:
         qk, v = _by_heads(self.to_qk(x), self.heads), _by_heads(self.to_v(x), self.heads)

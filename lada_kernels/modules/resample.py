@@ -21,18 +21,28 @@ class Blur(nn.Module):
         padding: zeros on every side, not negative.
         stride: from one value kept to the next.
         gain: what a constant map is multiplied by, away from its border.
+        device, dtype: of the kernel, as in `torch.nn.Linear`.
 
     Raises:
         ValueError: ``padding`` is negative or ``stride`` not positive; the input is not [B, C, H, W], or too small.
     """
 
-    def __init__(self, padding: int = 1, stride: int = 1, gain: float = 1.0) -> None:
+    def __init__(
+        self,
+        padding: int = 1,
+        stride: int = 1,
+        gain: float = 1.0,
+        *,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
         super().__init__()
         if padding < 0 or stride < 1:
             raise ValueError(f"padding, stride: got {padding}, {stride}, expected 0 or more, 1 or more")
         self.padding, self.stride, self.gain = padding, stride, gain
-        taps = torch.tensor(_TAPS) / sum(_TAPS)
-        self.register_buffer("kernel", gain * torch.outer(taps, taps), persistent=False)
+        self.register_buffer("kernel", _kernel(gain, device, dtype), persistent=False)
+        # `torch.nn.utils.skip_init` leaves it undefined, and no checkpoint holds it.
+        self.register_load_state_dict_post_hook(_fill_kernel)
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, C, H, W] -> [B, C, H', W'], H' = floor((H + 2 padding - 4) / stride) + 1 and W' likewise."""
@@ -46,8 +56,8 @@ class Blur(nn.Module):
 class BlurDownsample(Blur):
     """Halves a map's sides: the blur, centred between the pixels of each 2x2 square, at every second of them."""
 
-    def __init__(self) -> None:
-        super().__init__(padding=1, stride=2)
+    def __init__(self, *, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> None:
+        super().__init__(padding=1, stride=2, device=device, dtype=dtype)
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, C, H, W] -> [B, C, floor(H/2), floor(W/2)]; H and W at least 2."""
@@ -60,8 +70,8 @@ class BlurUpsample(Blur):
     Four times the adjoint of `BlurDownsample`; away from the border, bilinear interpolation.
     """
 
-    def __init__(self) -> None:
-        super().__init__(padding=1, stride=2, gain=4.0)
+    def __init__(self, *, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> None:
+        super().__init__(padding=1, stride=2, gain=4.0, device=device, dtype=dtype)
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, C, H, W] -> [B, C, 2H, 2W]."""
@@ -83,6 +93,15 @@ class MeanPool(nn.Module):
         if x.dim() != 4 or x.shape[2] % 2 or x.shape[3] % 2:
             raise ValueError(f"x: got shape {list(x.shape)}, expected [B, C, H, W] with H and W even")
         return _applied(_Mean, x)
+
+
+def _kernel(gain: float, device: torch.device | str | None, dtype: torch.dtype | None) -> Tensor:
+    taps = torch.tensor(_TAPS, device=device, dtype=dtype) / sum(_TAPS)
+    return gain * torch.outer(taps, taps)
+
+
+def _fill_kernel(blur: Blur, _: Any) -> None:
+    blur.kernel.copy_(_kernel(blur.gain, blur.kernel.device, blur.kernel.dtype))
 
 
 def _check_map(x: Tensor, least: int) -> None:

@@ -33,8 +33,10 @@ class ImprovedSpectralNorm(nn.Module):
             raise ValueError(f"weight: got shape {list(weight.shape)}, expected at least two dimensions")
         self.eps = eps
         matrix = weight.detach().flatten(1)
-        sigma = torch.linalg.matrix_norm(matrix, 2)
-        if sigma == 0:
+        # torch decomposes no matrix of 16 bits.
+        precise = matrix.to(torch.promote_types(matrix.dtype, torch.float32))
+        sigma = torch.linalg.matrix_norm(precise, 2).to(matrix.dtype)
+        if not sigma.is_meta and sigma == 0:
             raise ValueError("weight: got zeros, expected a matrix that has a largest singular value above 0")
         self.register_buffer("initial_sigma", sigma)
         self.register_buffer("u", normalize(torch.randn(matrix.shape[0], dtype=matrix.dtype, device=matrix.device), dim=0))

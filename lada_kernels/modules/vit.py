@@ -1,7 +1,8 @@
 """The transformer blocks of ViTGAN (arXiv 2107.04589): plain in D, modulated by a style in G."""
 
-from typing import Literal
+from typing import Any, Literal
 
+import torch
 from torch import Tensor, nn
 
 from lada_kernels.modules.equalized import EqualizedLinear, linear_kind
@@ -26,6 +27,7 @@ class ViTBlock(nn.Module):
         spectral_norm: `improved_spectral_norm` on every projection of the attention and of the MLP.
         equalized: `EqualizedLinear` in place of `torch.nn.Linear`.
         ln_eps: added to the variance by both norms.
+        device, dtype: of the parameters, as in `torch.nn.Linear`.
 
     Raises:
         ValueError: ``heads`` does not divide ``dim``; ``attention`` is neither; the input is not [B, N, dim].
@@ -41,12 +43,15 @@ class ViTBlock(nn.Module):
         spectral_norm: bool = False,
         equalized: bool = False,
         ln_eps: float = 1e-5,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        self.ln_1 = LayerNorm(dim, ln_eps)
-        self.attn = _attention(attention, dim, heads, equalized)
-        self.ln_2 = LayerNorm(dim, ln_eps)
-        self.mlp = _mlp(dim, mlp_dim, nn.GELU(), equalized)
+        factory_kwargs = {"device": device, "dtype": dtype}
+        self.ln_1 = LayerNorm(dim, ln_eps, **factory_kwargs)
+        self.attn = _attention(attention, dim, heads, equalized, **factory_kwargs)
+        self.ln_2 = LayerNorm(dim, ln_eps, **factory_kwargs)
+        self.mlp = _mlp(dim, mlp_dim, nn.GELU(), equalized, **factory_kwargs)
         if spectral_norm:
             _normalise(self.attn, self.mlp)
 
@@ -87,6 +92,7 @@ class StyledViTBlock(nn.Module):
         equalized: `EqualizedLinear` in place of `torch.nn.Linear`, everywhere.
         ln_eps: added to the variance; 1e-3 in the official code.
         gamma_offset: see above; 1 in the official code, 0 in the paper's formula.
+        device, dtype: of the parameters, as in `torch.nn.Linear`.
 
     Raises:
         ValueError: ``heads`` does not divide ``dim``; ``attention`` or ``residual`` is neither; the input is not
@@ -106,16 +112,19 @@ class StyledViTBlock(nn.Module):
         equalized: bool = True,
         ln_eps: float = 1e-3,
         gamma_offset: float = 1.0,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
         if residual not in ("pre-norm", "official"):
             raise ValueError(f"residual: got {residual!r}, expected 'pre-norm' or 'official'")
+        factory_kwargs = {"device": device, "dtype": dtype}
         modulation = {"eps": ln_eps, "gamma_offset": gamma_offset, "hidden": False, "equalized": equalized}
         self.residual = residual
-        self.ln_1 = SelfModulatedLayerNorm(dim, style_dim, **modulation)
-        self.attn = _attention(attention, dim, heads, equalized)
-        self.ln_2 = SelfModulatedLayerNorm(dim, style_dim, **modulation)
-        self.mlp = _mlp(dim, mlp_dim, nn.SiLU(), equalized)
+        self.ln_1 = SelfModulatedLayerNorm(dim, style_dim, **modulation, **factory_kwargs)
+        self.attn = _attention(attention, dim, heads, equalized, **factory_kwargs)
+        self.ln_2 = SelfModulatedLayerNorm(dim, style_dim, **modulation, **factory_kwargs)
+        self.mlp = _mlp(dim, mlp_dim, nn.SiLU(), equalized, **factory_kwargs)
         if spectral_norm:
             _normalise(self.attn, self.mlp)
 
@@ -139,15 +148,15 @@ class StyledViTBlock(nn.Module):
         return f"residual={self.residual!r}"
 
 
-def _attention(name: str, dim: int, heads: int, equalized: bool) -> nn.Module:
+def _attention(name: str, dim: int, heads: int, equalized: bool, **factory_kwargs: Any) -> nn.Module:
     if name not in _ATTENTION:
         raise ValueError(f"attention: got {name!r}, expected 'dot' or 'l2'")
-    return _ATTENTION[name](dim, heads, equalized=equalized)
+    return _ATTENTION[name](dim, heads, equalized=equalized, **factory_kwargs)
 
 
-def _mlp(dim: int, mlp_dim: int, activation: nn.Module, equalized: bool) -> nn.Sequential:
+def _mlp(dim: int, mlp_dim: int, activation: nn.Module, equalized: bool, **factory_kwargs: Any) -> nn.Sequential:
     linear = linear_kind(equalized)
-    return nn.Sequential(linear(dim, mlp_dim), activation, linear(mlp_dim, dim))
+    return nn.Sequential(linear(dim, mlp_dim, **factory_kwargs), activation, linear(mlp_dim, dim, **factory_kwargs))
 
 
 def _normalise(*modules: nn.Module) -> None:

@@ -23,10 +23,8 @@ WIDER_PATCHES = 3 * (16**2 - 8**2) * 384
 def build(preset: str, network: str) -> torch.nn.Module:
     """Without memory for its weights."""
     config = PRESETS[preset]
-    # Spectral normalisation reads the weights that it begins with.
-    device = "cpu" if getattr(getattr(config, network), "spectral_norm", False) else "meta"
-    with torch.device(device):
-        return {"generator": build_generator, "discriminator": build_discriminator}[network](config).to("meta")
+    with torch.device("meta"):
+        return {"generator": build_generator, "discriminator": build_discriminator}[network](config)
 
 
 def size(model: torch.nn.Module) -> int:

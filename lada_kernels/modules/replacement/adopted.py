@@ -126,8 +126,8 @@ def adopt(module: nn.Module, layout: Layout) -> LadaAttention:
     official = layout == Layout() and all(layer.bias is not None for layer in layers)
     # A parametrised weight, as by spectral norm, is to be computed once in a forward; folded, that of to_out is read twice.
     fold_query = False if any(map(parametrize.is_parametrized, layers)) else None
-    with torch.device("meta"):  # its layers are not used, and draw no random numbers
-        settings = vars(LadaAttention(dim, heads, fold_query=fold_query))
+    # On the meta device, as its layers are not used; there they draw no random numbers.
+    settings = vars(LadaAttention(dim, heads, fold_query=fold_query, device="meta"))
     twin = LadaAttention.__new__(LadaAttention if official else AdoptedLadaAttention)
     vars(twin).update(vars(module))
     vars(twin).update({name: value for name, value in settings.items() if name not in vars(nn.Module())})

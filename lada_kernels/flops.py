@@ -10,7 +10,7 @@ from torch.utils.flop_counter import conv_flop_count, register_flop_formula
 
 from . import ops  # noqa: F401 - which registers the operators
 
-Shape = torch.Size
+Shape = list[int]
 
 
 @register_flop_formula(torch.ops.lada_kernels.convolution)

@@ -1,5 +1,7 @@
 """LadaGAN's linear additive attention as a module (arXiv 2401.09596)."""
 
+from typing import Any, NamedTuple
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -13,6 +15,9 @@ from lada_kernels.reference.precision import accumulate_dtype
 _WORTH_FOLDING = 2**17
 # Up to this dim attention is bound by memory, and one fused kernel takes x to the output.
 _TWO_PASS = 128
+
+
+Layers = tuple[Any, Any, Any]  # to_qkv, q_attn, to_out
 
 
 class LadaAttention(nn.Module):
@@ -91,16 +96,17 @@ class LadaAttention(nn.Module):
             [B, N, dim]; with ``return_weights`` a pair of it and alpha [B, H, N] (not differentiable).
         """
         checks.tokens(x, self.dim)
-        if not _plain(self.q_attn):
-            return self._in_plain_torch(x, mask, return_weights)
+        layers = self.to_qkv, self.q_attn, self.to_out  # asked for once: an adopted module's are put together when they are
+        if not plain(layers[1]):
+            return self._in_plain_torch(layers, x, mask, return_weights)
         # Compiled code would be bound to the batch size by a question about it.
         large = torch.compiler.is_compiling() or x.numel() >= _WORTH_FOLDING
-        fold = _plain(self.to_qkv) and (self.recompute or (large if self.fold_query is None else self.fold_query))
+        fold = plain(layers[0]) and (self.recompute or (large if self.fold_query is None else self.fold_query))
         attend = self._folded if fold else self._unfolded
-        return attend(x, mask, return_weights)
+        return attend(layers, x, mask, return_weights)
 
-    def _folded(self, x: Tensor, mask: Tensor | None, return_weights: bool) -> Tensor | tuple[Tensor, Tensor]:
-        dim, heads, to_qkv, q_attn, to_out = self.dim, self.heads, self.to_qkv, self.q_attn, self.to_out
+    def _folded(self, layers: Layers, x: Tensor, mask: Tensor | None, return_weights: bool) -> Tensor | tuple[Tensor, Tensor]:
+        dim, heads, (to_qkv, q_attn, to_out) = self.dim, self.heads, layers
         # split_with_sizes is Tensor.split without its Python layer: this path is a dozen small calls.
         w_q, w_kv = to_qkv.weight.split_with_sizes((dim, 2 * dim))  # [D, D], [2D, D]
         b_q, b_kv = to_qkv.bias.split_with_sizes((dim, 2 * dim))
@@ -119,7 +125,7 @@ class LadaAttention(nn.Module):
         if mask is not None:
             # Without any token alpha sums to zero, not one, and takes b_q with it.
             g = g.masked_fill(~mask.any(dim=1, keepdim=True), 0)
-        two_passes = dim <= _TWO_PASS and _plain(to_out)
+        two_passes = dim <= _TWO_PASS and plain(to_out)
         if two_passes and (self.recompute or _gain_without_gradients(x, g, w_kv, b_kv, to_out.weight, to_out.bias)):
             out = gated_projection(x, g, w_kv, b_kv, to_out.weight, to_out.bias)  # [B, N, D]
         elif self.recompute:
@@ -128,38 +134,60 @@ class LadaAttention(nn.Module):
             out = to_out(gated_product(g, functional.linear(x, w_kv, b_kv)))  # k and v side by side: [B, N, 2D]
         return (out, weights) if return_weights else out
 
-    def _unfolded(self, x: Tensor, mask: Tensor | None, return_weights: bool) -> Tensor | tuple[Tensor, Tensor]:
-        q, k, v = self.to_qkv(x).chunk(3, dim=-1)  # [B, N, D] each, read in place by the op
+    def _unfolded(self, layers: Layers, x: Tensor, mask: Tensor | None, return_weights: bool) -> Tensor | tuple[Tensor, Tensor]:
+        to_qkv, q_attn, to_out = layers
+        q, k, v = to_qkv(x).chunk(3, dim=-1)  # [B, N, D] each, read in place by the op
         # alpha=0 keeps the bias in the graph without effect, as in _folded.
-        score_weight = torch.add(self.q_attn.weight, self.q_attn.bias[:, None], alpha=0)  # [H, D]
+        score_weight = torch.add(q_attn.weight, q_attn.bias[:, None], alpha=0)  # [H, D]
         out = additive_attention(q, k, v, score_weight, scale=self.scale, mask=mask, return_weights=return_weights)
         if return_weights:
             out, weights = out
-            return self.to_out(out), weights
-        return self.to_out(out)
+            return to_out(out), weights
+        return to_out(out)
 
-    def _in_plain_torch(self, x: Tensor, mask: Tensor | None, return_weights: bool) -> Tensor | tuple[Tensor, Tensor]:
-        q, k, v = self.to_qkv(x).chunk(3, dim=-1)  # [B, N, D] each
+    def _in_plain_torch(
+        self, layers: Layers, x: Tensor, mask: Tensor | None, return_weights: bool
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        to_qkv, q_attn, to_out = layers
+        q, k, v = to_qkv(x).chunk(3, dim=-1)  # [B, N, D] each
+        g, alpha = self._query_by_calls(q_attn, q, mask)
+        out = to_out(gated_product(g, k, v))
+        return (out, alpha.detach()) if return_weights else out
+
+    def _query_by_calls(self, q_attn: Any, q: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+        """The global query [B, D] and alpha [B, H, N] of q [B, N, D], whose scores come from a call."""
         if mask is not None:
             q = q.masked_fill(~mask[:, :, None], 0)  # what a masked token holds has no effect, NaN included
-        scores = self.scale * self.q_attn(q)  # [B, N, H]
+        scores = self.scale * q_attn(q)  # [B, N, H]
         scores = scores.to(accumulate_dtype(scores.dtype))
         if mask is None:
             alpha = scores.softmax(1)
         else:
             some = mask.any(1, keepdim=True)  # without any token there is no softmax, and g is zero
             alpha = scores.masked_fill((~mask & some)[:, :, None], -torch.inf).softmax(1).masked_fill(~mask[:, :, None], 0)
-        g = torch.einsum("bnh,bnhd->bhd", alpha.to(q.dtype), q.unflatten(2, (self.heads, -1))).flatten(1)  # [B, D]
-        out = self.to_out(gated_product(g, k, v))
-        return (out, alpha.detach().mT) if return_weights else out
+        g = torch.einsum("bnh,bnhd->bhd", alpha.to(q.dtype), q.unflatten(2, (self.heads, -1))).flatten(1)
+        return g, alpha.mT
 
     def extra_repr(self) -> str:
         return f"dim={self.dim}, heads={self.heads}, fold_query={self.fold_query}, recompute={self.recompute}"
 
 
-def _plain(layer: nn.Module) -> bool:
+class Affine(NamedTuple):
+    """Weight and bias in the place of a Linear."""
+
+    weight: Tensor
+    bias: Tensor
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """[..., in] -> [..., out]."""
+        return functional.linear(x, self.weight, self.bias)
+
+
+def plain(layer: Any, biased: bool = True) -> bool:
     """Whether a call of the layer does no more than apply its weight and bias, parametrised or not."""
-    if not isinstance(layer, nn.Linear) or layer.bias is None or "forward" in layer.__dict__:
+    if isinstance(layer, Affine):
+        return True
+    if not isinstance(layer, nn.Linear) or (biased and layer.bias is None) or "forward" in layer.__dict__:
         return False
     hooks = (layer._forward_hooks, layer._forward_pre_hooks, layer._backward_hooks, layer._backward_pre_hooks)
     return type(layer).forward is nn.Linear.forward and not any(hooks)

@@ -109,16 +109,16 @@ def parameters(model):
 
 
 def multiply_adds(model, x):
-    """Multiply-adds of a forward pass per item: dense layers, convolutions, the pooling's scores and sums."""
+    """Multiply-adds of a forward pass per item: dense layers, those of the scores among them, convolutions, pooling's sums."""
     total = 0
 
     def dense(layer, _, out):
         nonlocal total
         total += out.numel() * layer.weight[0].numel()
 
-    def pooling(layer, arguments, _):
+    def pooling(_, arguments, __):
         nonlocal total
-        total += arguments[0].numel() * (layer.heads + 1)
+        total += arguments[0].numel()
 
     for layer in model.modules():
         if isinstance(layer, (nn.Linear, nn.Conv2d)):

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils import parametrize
 
-from lada_kernels.modules.attention import LadaAttention
+from lada_kernels.modules.attention import Affine, LadaAttention, plain
 from lada_kernels.ops import additive_pool, gated_product
 
 
@@ -45,17 +45,17 @@ class AdoptedLadaAttention(LadaAttention):
     """
 
     @property
-    def to_qkv(self) -> "nn.Linear | _Affine":
+    def to_qkv(self) -> "nn.Module | Affine | _SideBySide":
         """D -> 3D."""
         return self._affine(*self._layout.projections)
 
     @property
-    def q_attn(self) -> "nn.Linear | _Affine":
+    def q_attn(self) -> "nn.Module | Affine | _SideBySide":
         """D -> H."""
         return self._affine(self._layout.score)
 
     @property
-    def to_out(self) -> "nn.Linear | _Affine":
+    def to_out(self) -> "nn.Module | Affine | _SideBySide":
         """D -> D."""
         return self._affine(self._layout.out)
 
@@ -71,35 +71,48 @@ class AdoptedLadaAttention(LadaAttention):
 
     def _across(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         to_qkv, q_attn = self.to_qkv, self.q_attn
-        rows = zip((q, k, v), to_qkv.weight.chunk(3), to_qkv.bias.chunk(3), strict=True)
-        q, k, v = (functional.linear(*row) for row in rows)
-        # alpha=0 keeps the bias in the graph without effect, as in LadaAttention.
-        score_weight = torch.add(q_attn.weight, q_attn.bias[:, None], alpha=0)  # [H, D]
-        g = additive_pool(q, score_weight, scale=self.scale).flatten(1)  # [B, D]
+        if plain(to_qkv):
+            rows = zip((q, k, v), to_qkv.weight.chunk(3), to_qkv.bias.chunk(3), strict=True)
+            q, k, v = (functional.linear(*row) for row in rows)
+        else:
+            q, k, v = (to_qkv(x).chunk(3, -1)[i] for i, x in enumerate((q, k, v)))
+        if plain(q_attn):
+            # alpha=0 keeps the bias in the graph without effect, as in LadaAttention.
+            score_weight = torch.add(q_attn.weight, q_attn.bias[:, None], alpha=0)  # [H, D]
+            g = additive_pool(q, score_weight, scale=self.scale).flatten(1)  # [B, D]
+        else:
+            g, _ = self._query_by_calls(q_attn, q, None)
         return self.to_out(gated_product(g, k, v))
 
     def _weights(self, x: Tensor) -> Tensor:
-        w_q = self.to_qkv.weight.chunk(3)[0]
-        scores = functional.linear(x, self.q_attn.weight @ w_q) * self.scale  # [B, N, H], biases aside: softmax ignores them
+        to_qkv, q_attn = self.to_qkv, self.q_attn
+        if not (plain(to_qkv) and plain(q_attn)):
+            return self._query_by_calls(q_attn, to_qkv(x).chunk(3, -1)[0], None)[1]
+        w_q = to_qkv.weight.chunk(3)[0]
+        scores = functional.linear(x, q_attn.weight @ w_q) * self.scale  # [B, N, H], biases aside: softmax ignores them
         return scores.softmax(dim=1).transpose(1, 2)
 
-    def _affine(self, *names: str) -> "nn.Linear | _Affine":
+    def _affine(self, *names: str) -> "nn.Module | Affine | _SideBySide":
         # By getattr, a layer named like one of the properties above would be that property again.
         children = dict(self.named_children())
         layers = [children[name] for name in names]
-        if len(layers) == 1 and layers[0].bias is not None:
+        affine = all(plain(layer, biased=False) for layer in layers)
+        if len(layers) == 1 and (layers[0].bias is not None or not affine):
             return layers[0]
+        if not affine:
+            return _SideBySide(layers)
         weights = [layer.weight for layer in layers]  # each read once: a parametrisation computes whenever it is read
         biases = [w.new_zeros(len(w)) if layer.bias is None else layer.bias for layer, w in zip(layers, weights, strict=True)]
-        return _Affine(torch.cat(weights), torch.cat(biases))
+        return Affine(torch.cat(weights), torch.cat(biases))
 
 
-class _Affine(NamedTuple):
-    weight: Tensor
-    bias: Tensor
+class _SideBySide(NamedTuple):
+    """Layers that are called, as they do more than apply their weights."""
+
+    layers: list[nn.Module]
 
     def __call__(self, x: Tensor) -> Tensor:
-        return functional.linear(x, self.weight, self.bias)
+        return torch.cat([layer(x) for layer in self.layers], -1)
 
 
 def _bind(names: tuple[str, ...], args: tuple[Tensor, ...], kwargs: Mapping[str, Tensor]) -> list[Tensor]:

@@ -17,7 +17,7 @@ from torch.export import Dim, ExportedProgram
 from torch.nn.utils import parametrize
 from torch.overrides import TorchFunctionMode
 
-from lada_kernels.backends import OPS, reference, use_backend
+from lada_kernels.backends import MAPS, OPS, reference, use_backend
 from lada_kernels.modules import LadaAttention
 
 
@@ -52,7 +52,7 @@ class _PlainOps(TorchFunctionMode):
 
     def __init__(self) -> None:
         super().__init__()
-        self.plain = {getattr(torch.ops.lada_kernels, op).default: _composition(op) for op in OPS}
+        self.plain = {getattr(torch.ops.lada_kernels, op).default: _composition(op) for op in OPS + MAPS}
 
     def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None) -> Any:
         return self.plain.get(func, func)(*args, **(kwargs or {}))
@@ -62,6 +62,7 @@ def _composition(op: str) -> Callable[..., Any]:
     forward = reference.kernels(op).forward
 
     def compose(first: Tensor, *others: Any) -> Any:
+        *others, _ = others  # the last is the name of a backend
         results = forward(first, *others)
         if isinstance(results, Tensor):
             return results

@@ -10,9 +10,7 @@ from benchmarks.counting import multiply_adds
 from benchmarks.harness import worst_error
 from benchmarks.suites import families
 from lada_kernels import backends, reference
-from lada_kernels.backends.blockwise import dot_product_attention, l2_attention
-from lada_kernels.backends.compiled import modulated_layer_norm
-from lada_kernels.backends.cpu import additive_attention
+from lada_kernels.backends import blockwise, cpu
 from lada_kernels.models import ladagan, stylegan2, vitgan
 from lada_kernels.training import trainer
 from lada_kernels.training.presets import PRESETS
@@ -28,6 +26,10 @@ def patched(monkeypatch):
     backends._kernels.cache_clear()
     yield monkeypatch
     backends._kernels.cache_clear()
+
+
+def exchange(patched, backend, op, order, kernel):
+    patched.setitem(backend.KERNELS, op, dataclasses.replace(backend.KERNELS[op], **{order: kernel}))
 
 
 def row_of(plan, task):
@@ -81,33 +83,36 @@ def test_a_step_that_is_wrong_is_refused(plan, monkeypatch, place, name, wrong):
 
 
 @pytest.mark.parametrize(
-    ("kernel", "order", "wrong"),
+    ("backend", "op", "order", "wrong"),
     [
-        (additive_attention, "double_backward", {"LadaGAN"}),
-        (l2_attention, "forward", {"ViTGAN"}),
-        (l2_attention, "backward", {"ViTGAN"}),
-        (dot_product_attention, "backward", {"ViTGAN", "ViTGAN with StyleGAN2's D"}),
+        (cpu, "additive_attention", "double_backward", {"LadaGAN"}),
+        (blockwise, "l2_attention", "forward", {"ViTGAN"}),
+        (blockwise, "l2_attention", "backward", {"ViTGAN"}),
+        (blockwise, "dot_product_attention", "backward", {"ViTGAN", "ViTGAN with StyleGAN2's D"}),
     ],
 )
-def test_a_family_whose_kernel_is_wrong_is_refused(plan, patched, kernel, order, wrong):
-    right = getattr(kernel, order)
-    patched.setattr(kernel, order, lambda *args: tuple(x if x is None else 1.5 * x for x in right(*args)))
+def test_a_family_whose_kernel_is_wrong_is_refused(plan, patched, backend, op, order, wrong):
+    right = getattr(backend.KERNELS[op], order)
+    exchange(patched, backend, op, order, lambda *args: tuple(x if x is None else 1.5 * x for x in right(*args)))
     row = row_of(plan, "training step")
     assert set(row.times) == {*NAMES, "matmul"} - wrong
     assert all(f"{name}: wrong result" in row.refused for name in wrong)
 
 
 def test_images_that_are_wrong_are_refused(plan, patched):
-    right = modulated_layer_norm.forward
-    patched.setattr(modulated_layer_norm, "forward", lambda *args: (right(*args)[0] * 1.05, *right(*args)[1:]))
+    right = cpu.KERNELS["modulated_layer_norm"].forward
+    exchange(patched, cpu, "modulated_layer_norm", "forward", lambda *args: (right(*args)[0] * 1.05, *right(*args)[1:]))
     row = row_of(plan, "images")
     assert all(f"{name}: wrong result" in row.refused for name in NAMES)
     assert row.times == row.figures == {}
 
 
-@pytest.mark.parametrize("place", [vitgan.Discriminator, l2_attention])
+@pytest.mark.parametrize("place", ["the discriminator", "a kernel"])
 def test_a_family_that_fails_takes_no_time_from_the_others(plan, patched, place):
-    patched.setattr(place, "forward", lambda *args: 1 / 0)
+    if place == "a kernel":
+        exchange(patched, blockwise, "l2_attention", "forward", lambda *args: 1 / 0)
+    else:
+        patched.setattr(vitgan.Discriminator, "forward", lambda *args: 1 / 0)
     row = row_of(plan, "training step")
     assert set(row.times) == {"LadaGAN", "ViTGAN with StyleGAN2's D", "matmul"}
     assert row.refused == "ViTGAN: ZeroDivisionError: division by zero"
@@ -232,7 +237,7 @@ def test_what_is_within_an_op_is_what_its_reference_computes():
     q, k, v = torch.randn(3, 2, 3, 5, 4)
     found = {}
     for within in (False, True):
-        found[within] = multiply_adds(lambda: torch.ops.lada_kernels.dot_product_attention(q, k, v, 0.5, False), within)
+        found[within] = multiply_adds(lambda: torch.ops.lada_kernels.dot_product_attention(q, k, v, 0.5, False, ""), within)
     (out, none), (same, pairs) = found[False], found[True]
     assert (none, pairs) == (0, 2 * 2 * 3 * 5 * 5 * 4)
     torch.testing.assert_close(out[0], same[0])

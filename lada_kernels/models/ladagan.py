@@ -40,7 +40,6 @@ class Generator(nn.Module):
             BatchNorm, LeakyReLU; None: patches. The paper's FFHQ-128 model has dim (1024, 512, 256) and
             decoder_dim (128, 64).
         flavor: ``"torch"``, ``"tf"`` or a ``Flavor``: initialisation and numerical conventions.
-        fold_query: see ``LadaAttention``.
         device, dtype: of the parameters, as in `torch.nn.Linear`.
 
     Raises:
@@ -57,7 +56,6 @@ class Generator(nn.Module):
         *,
         decoder_dim: Sequence[int] | None = None,
         flavor: Flavor | str = "torch",
-        fold_query: bool | None = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
@@ -68,7 +66,7 @@ class Generator(nn.Module):
         self.patch_size = _check_generator(img_size, dim, heads, mlp_dim, decoder_dim)
 
         def block(i: int) -> SMLadaformer:
-            return SMLadaformer(dim[i], noise_dim, heads[i], mlp_dim[i], fold_query=fold_query, **factory_kwargs)
+            return SMLadaformer(dim[i], noise_dim, heads[i], mlp_dim[i], **factory_kwargs)
 
         self.init = nn.Sequential(nn.Linear(noise_dim, 64 * dim[0], bias=False, **factory_kwargs))
         self.block_64 = block(0)
@@ -126,7 +124,6 @@ class Discriminator(nn.Module):
         heads: attention heads; must divide ``enc_dim[-1]``.
         mlp_dim: hidden MLP width.
         flavor: ``"torch"``, ``"tf"`` or a ``Flavor``: initialisation and numerical conventions.
-        fold_query: see ``LadaAttention``.
         device, dtype: of the parameters, as in `torch.nn.Linear`.
 
     Raises:
@@ -142,7 +139,6 @@ class Discriminator(nn.Module):
         mlp_dim: int = 512,
         *,
         flavor: Flavor | str = "torch",
-        fold_query: bool | None = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
@@ -163,8 +159,7 @@ class Discriminator(nn.Module):
             DownBlock(enc_dim[i], enc_dim[i + 1], flavor=flavor, **factory_kwargs) for i in range(len(enc_dim) - 1)
         )
         self.pos_256 = nn.Parameter(torch.empty(1, 256, width, **factory_kwargs))
-        options = {"ln_eps": flavor.ln_eps, "fold_query": fold_query}
-        self.block_256 = Ladaformer(256, width, heads, mlp_dim, **options, **factory_kwargs)
+        self.block_256 = Ladaformer(256, width, heads, mlp_dim, ln_eps=flavor.ln_eps, **factory_kwargs)
         self.conv_256 = Conv2d(4 * width, out_dim[0], 3, padding=1, **factory_kwargs)
         self.logits = nn.Sequential(
             Conv2d(out_dim[0], out_dim[1], 1, bias=False, **factory_kwargs),

@@ -26,7 +26,7 @@ class LadaAttention2d(LadaAttention):
         channels: C of the feature map.
         heads: number of heads; must divide ``channels``.
         gate: see above.
-        fold_query, recompute: see `LadaAttention`.
+        recompute: see `LadaAttention`.
         device, dtype: of the parameters, as in `torch.nn.Linear`.
 
     Raises:
@@ -39,13 +39,12 @@ class LadaAttention2d(LadaAttention):
         heads: int = 8,
         *,
         gate: bool = False,
-        fold_query: bool | None = None,
         recompute: bool = False,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
         factory_kwargs = {"device": device, "dtype": dtype}
-        super().__init__(channels, heads, fold_query=fold_query, recompute=recompute, **factory_kwargs)
+        super().__init__(channels, heads, recompute=recompute, **factory_kwargs)
         self.register_parameter("gamma", nn.Parameter(torch.zeros(1, **factory_kwargs)) if gate else None)
 
     def forward(self, x: Tensor, *, mask: Tensor | None = None, return_weights: bool = False) -> Tensor | tuple[Tensor, Tensor]:

@@ -23,7 +23,6 @@ class Ladaformer(nn.Module):
         heads: attention heads; must divide ``dim``.
         mlp_dim: hidden width of the MLP (GELU).
         ln_eps: LayerNorm's eps: 1e-5 in the official PyTorch code, 1e-6 in the TensorFlow code.
-        fold_query: see ``LadaAttention``.
         device, dtype: of the parameters, as in `torch.nn.Linear`.
 
     Raises:
@@ -38,14 +37,13 @@ class Ladaformer(nn.Module):
         mlp_dim: int = 512,
         *,
         ln_eps: float = 1e-5,
-        fold_query: bool | None = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
         factory_kwargs = {"device": device, "dtype": dtype}
         self.ln_1 = LayerNorm(dim, ln_eps, **factory_kwargs)
-        self.attn = LadaAttention(dim, heads, fold_query=fold_query, **factory_kwargs)
+        self.attn = LadaAttention(dim, heads, **factory_kwargs)
         self.ln_2 = LayerNorm(dim, ln_eps, **factory_kwargs)
         self.mlp = _mlp(dim, mlp_dim, **factory_kwargs)
 
@@ -70,7 +68,6 @@ class SMLadaformer(nn.Module):
         heads: attention heads; must divide ``dim``.
         mlp_dim: hidden width of the MLP (GELU).
         ln_eps, gamma_offset: see ``SelfModulatedLayerNorm``.
-        fold_query: see ``LadaAttention``.
         device, dtype: of the parameters, as in `torch.nn.Linear`.
 
     Raises:
@@ -86,7 +83,6 @@ class SMLadaformer(nn.Module):
         *,
         ln_eps: float = 1e-6,
         gamma_offset: float = 0.0,
-        fold_query: bool | None = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
@@ -94,7 +90,7 @@ class SMLadaformer(nn.Module):
         factory_kwargs = {"device": device, "dtype": dtype}
         modulation = {"eps": ln_eps, "gamma_offset": gamma_offset}
         self.ln_1 = SelfModulatedLayerNorm(dim, cond_dim, **modulation, **factory_kwargs)
-        self.attn = LadaAttention(dim, heads, fold_query=fold_query, **factory_kwargs)
+        self.attn = LadaAttention(dim, heads, **factory_kwargs)
         self.ln_2 = SelfModulatedLayerNorm(dim, cond_dim, **modulation, **factory_kwargs)
         self.mlp = _mlp(dim, mlp_dim, **factory_kwargs)
 

@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from spellings import set_folding
 from torch import nn
 from torch.nn import functional
 
@@ -144,7 +145,8 @@ def multiply_adds(model, x):
 )
 def test_generator_size(options, count, giga):
     with torch.device("meta"):
-        model = Generator(**options, fold_query=False)
+        model = Generator(**options)
+        set_folding(model, False)
         assert parameters(model) == count
         assert round(multiply_adds(model, torch.empty(2, 128)) / 1e9, 3) == giga
 
@@ -161,7 +163,8 @@ def test_generator_size(options, count, giga):
 )
 def test_discriminator_size(img_size, enc_dim, count, giga):
     with torch.device("meta"):
-        model = Discriminator(enc_dim, fold_query=False)
+        model = Discriminator(enc_dim)
+        set_folding(model, False)
         assert parameters(model) == count
         assert round(multiply_adds(model, torch.empty(2, 3, img_size, img_size)) / 1e9, 3) == giga
 
@@ -189,10 +192,10 @@ def mean_gradient_norm(model):
 @pytest.mark.parametrize("fold_query", [True, False], ids=["folded", "unfolded"])
 def test_official_training_procedure(backend, fold_query, flavor):
     torch.manual_seed(0)
-    options = {"flavor": flavor, "fold_query": fold_query}
-    generator = Generator(32, [64, 16, 4], 8, [4, 2, 1], [16, 16, 16], **options)
-    discriminator = Discriminator([8, 16], [16, 16], 4, 16, **options)
+    generator = Generator(32, [64, 16, 4], 8, [4, 2, 1], [16, 16, 16], flavor=flavor)
+    discriminator = Discriminator([8, 16], [16, 16], 4, 16, flavor=flavor)
     for model in (generator, discriminator):
+        set_folding(model, fold_query)
         model.apply(reinitialise)
     g_opt = torch.optim.Adam(generator.parameters(), lr=2e-4, betas=(0.5, 0.99))
     d_opt = torch.optim.Adam(discriminator.parameters(), lr=2e-4, betas=(0.5, 0.99))

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from spellings import set_folding
 from torch import nn
 from torch.nn import functional
 
@@ -55,9 +56,8 @@ def test_folding_changes_nothing_at_three_orders(backend):
     z = torch.randn(3, 8, dtype=torch.float64)
     results = []
     for fold_query in (True, False):
-        for module in (*generator.modules(), *discriminator.modules()):
-            if hasattr(module, "fold_query"):
-                module.fold_query = fold_query
+        for model in (generator, discriminator):
+            set_folding(model, fold_query)
         images = generator(z)
         logits = discriminator(images)
         (slope,) = torch.autograd.grad(logits.sum(), images, create_graph=True)
@@ -67,12 +67,6 @@ def test_folding_changes_nothing_at_three_orders(backend):
     for folded, unfolded in zip(*results, strict=True):
         scale = unfolded.abs().max().clamp_min(1)
         torch.testing.assert_close(folded / scale, unfolded / scale, rtol=0, atol=1e-12)
-
-
-@pytest.mark.parametrize("fold_query", [True, False])
-def test_fold_query_reaches_every_attention(fold_query):
-    for model in (small_generator(fold_query=fold_query), small_discriminator(fold_query=fold_query)):
-        assert {m.fold_query for m in model.modules() if hasattr(m, "fold_query")} == {fold_query}
 
 
 def test_attention_maps(backend):

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from spellings import set_folding
 from torch.nn import functional
 
 from lada_kernels.models.ladagan import Discriminator, Generator
@@ -38,14 +39,13 @@ def build(golden, config, fold_query):
         config["noise_dim"],
         config["heads"],
         config["mlp_dim"],
-        fold_query=fold_query,
     )
-    discriminator = Discriminator(config["enc"], config["out"], config["dheads"], config["dmlp"], fold_query=fold_query)
+    discriminator = Discriminator(config["enc"], config["out"], config["dheads"], config["dmlp"])
     for model, prefix in ((generator, "G/"), (discriminator, "D/")):
         weights = section(golden, prefix)
         assert list(model.state_dict()) == list(weights)
         model.load_state_dict(weights, strict=True)
-        model.double().train()
+        set_folding(model.double().train(), fold_query)
     return generator, discriminator
 
 

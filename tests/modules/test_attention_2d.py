@@ -25,7 +25,8 @@ def three_orders(function, parameters, x):
 @pytest.mark.parametrize("fold_query", [True, False])
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
 def test_is_lada_attention_over_pixels(backend, fold_query, memory_format):
-    attend, x = make(fold_query=fold_query)
+    attend, x = make()
+    attend.fold_query = fold_query
     tokens = LadaAttention(8, 2, fold_query=fold_query).double()
     tokens.load_state_dict(attend.state_dict(), strict=True)
     expected = three_orders(lambda t: tokens(t.flatten(2).mT).mT.unflatten(2, (3, 4)), tokens.parameters(), x)

@@ -95,13 +95,8 @@ def test_blocks_hand_on_mask_and_weights(backend):
         assert torch.equal(block(*arguments, mask=mask), out)
 
 
-@pytest.mark.parametrize("fold_query", [True, False])
-def test_blocks_hand_on_fold_query_and_mlp_dim(fold_query):
-    for block in (
-        Ladaformer(5, 8, 2, 24, fold_query=fold_query),
-        SMLadaformer(8, 6, 2, 24, fold_query=fold_query),
-    ):
-        assert block.attn.fold_query is fold_query
+def test_blocks_hand_on_heads_and_mlp_dim():
+    for block in (Ladaformer(5, 8, 2, 24), SMLadaformer(8, 6, 2, 24)):
         assert block.attn.heads == 2
         assert block.mlp[0].out_features == 24
 

@@ -92,3 +92,23 @@ def test_evaluation_and_cumulative_average_are_torchs():
 def test_wrong_dimensions_are_refused():
     with pytest.raises(ValueError, match="expected 4D input"):
         BatchNorm2d(3)(torch.randn(2, 3, 4))
+
+
+def test_one_value_per_channel_is_refused_before_anything_changes():
+    ours, theirs = norms()
+    x = torch.randn(1, 3, 1, 1, dtype=torch.float64)
+    with pytest.raises(ValueError, match="more than 1 value per channel when training"):
+        theirs(x)
+    with pytest.raises(ValueError, match=r"x: got shape \[1, 3, 1, 1\], expected more than 1 value per channel when training"):
+        ours(x)
+    for norm in (ours, theirs):
+        assert norm.running_var.isfinite().all()
+
+
+def test_an_empty_batch_is_torchs():
+    ours, theirs = norms()
+    x = torch.randn(0, 3, 2, 2, dtype=torch.float64)
+    assert torch.equal(ours(x), theirs(x))
+    assert ours.state_dict().keys() == theirs.state_dict().keys()
+    for name, value in theirs.state_dict().items():
+        torch.testing.assert_close(ours.state_dict()[name], value, equal_nan=True)

@@ -78,6 +78,8 @@ def small_record(device: str = "cpu") -> Record:
             case = {"pixels": pixels, "batch": 4, "task": task}
             record.rows.append(row("families", case, families | {"matmul": 5.0}, **figures))
     record.rows.append(row("overhead", {"call": "gated_product", "mode": "no gradients"}, {**ours(0.02), "plain": 0.005}))
+    case = {"call": "LadaAttention", "shape": [2, 8, 16, 4], "task": "loss + R1"}
+    record.rows.append(row("compiled", case, {**ours(7.0), "plain": 21.0, "compiled": 14.0}))
     if device == "cuda":
         case = {"op": "additive_attention", "shape": [2, 8, 16, 4], "dtype": "float32", "order": "forward"}
         times = {**ours(0.01), "plain": 0.05, "copy": 0.005, "empty": 0.002}

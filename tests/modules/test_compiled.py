@@ -48,7 +48,7 @@ CASES = {
 }
 
 
-def make(name, dtype=torch.float32):
+def make(name, dtype=torch.float64):
     torch.manual_seed(0)
     module, shapes = CASES[name]
     made = module().to(dtype)
@@ -73,13 +73,13 @@ WHOLE = ("LadaGAN", "ViTGAN", "StyleGAN2")  # inductor takes minutes
     [(name, compiler) for name in CASES for compiler in compilers.COMPILERS if (compiler, name in WHOLE) != ("inductor", True)],
 )
 def test_r1_is_right_or_refused_by_compilers(name, compiler):
-    module, inputs = make(name)
+    module, inputs = make(name)  # in float64: some gradients are zero but for rounding
     compilers.judge(first(module), inputs, list(module.parameters()), compiler)
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_exported_modules_train(name):
-    module, inputs = make(name, torch.float64)
+    module, inputs = make(name)
     program = torch.export.export(module, tuple(inputs)).module()
 
     def orders(function, named):

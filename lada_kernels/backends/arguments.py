@@ -10,8 +10,8 @@ from ..reference.types import MaybeTensor
 
 
 def readable(x: Tensor) -> Tensor:
-    """x [B,N,D] itself where its last dimension is dense, else a dense copy."""
-    return x if x.stride(2) == 1 or x.shape[2] == 1 else x.contiguous()
+    """x itself where its last dimension is dense, else a dense copy."""
+    return x if x.stride(-1) == 1 or x.shape[-1] == 1 else x.contiguous()
 
 
 def readable_or_none(x: Tensor | None) -> Tensor | None:

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from lada_kernels.modules.equalized import linear_kind
 from lada_kernels.ops import modulated_layer_norm
-from lada_kernels.reference.precision import AUTOCASTS
+from lada_kernels.reference.precision import autocast_dtype
 
 
 def unpack_condition(x: Tensor | Sequence[Tensor], z: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -44,8 +44,7 @@ class LayerNorm(nn.LayerNorm):
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, N, dim] -> [B, N, dim] in x's dtype."""
-        device = x.device.type
-        if device in AUTOCASTS and torch.is_autocast_enabled(device):
+        if autocast_dtype(x.device.type) is not None:
             return super().forward(x)
         batch = x.shape[0]
         return modulated_layer_norm(x, self.weight.expand(batch, -1), self.bias.expand(batch, -1), self.eps)

@@ -1,13 +1,11 @@
 """Improved spectral normalisation (ViTGAN, arXiv 2107.04589), as a parametrisation."""
 
-from contextlib import AbstractContextManager, nullcontext
-
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 from torch.nn.utils import parametrize
 
-from lada_kernels.reference.precision import AUTOCASTS
+from lada_kernels.reference.precision import as_given
 
 _FIRST = 20  # power iterations at the start
 
@@ -57,7 +55,8 @@ class ImprovedSpectralNorm(nn.Module):
 
     def forward(self, weight: Tensor) -> Tensor:
         """The normalised weight, shaped like ``weight``."""
-        with _no_autocast(weight.device.type):
+        # In 16 bits the norm would be off by thousandths, and another in a step that autocast leaves alone.
+        with as_given(weight.device.type):
             if self.training:
                 self._iterate(weight.detach().flatten(1))
             return weight * (self.initial_sigma / self.sigma(weight))
@@ -65,11 +64,6 @@ class ImprovedSpectralNorm(nn.Module):
     def right_inverse(self, weight: Tensor) -> Tensor:
         """What is assigned to the parameter becomes the weight before normalisation."""
         return weight
-
-
-def _no_autocast(device: str) -> AbstractContextManager:
-    # In 16 bits the norm would be off by thousandths, and another in a step that autocast leaves alone.
-    return torch.autocast(device, enabled=False) if device in AUTOCASTS else nullcontext()
 
 
 def improved_spectral_norm(module: nn.Module, name: str = "weight") -> nn.Module:

@@ -64,8 +64,8 @@ class Operator:
         needs_come_first = names[0] == "needs"
         like, where = names.index(primary), [names.index(x) for x in gradients]
         tensors = [(i, names[i]) for i, argument in enumerate(arguments) if argument.startswith("Tensor")]
-        to_save = picking([known.index(tensor) for tensor in saved])
-        to_set = picking([names.index(setting) for setting in (*settings, "backend")])
+        to_save = _picking([known.index(tensor) for tensor in saved])
+        to_set = _picking([names.index(setting) for setting in (*settings, "backend")])
 
         def present(computed: Results, args: tuple[Any, ...]) -> Any:
             if isinstance(computed, Tensor):
@@ -147,7 +147,7 @@ class Operator:
             return self._transformed(*args)
 
 
-def picking(positions: Sequence[int]) -> Callable[[Sequence[Any]], tuple[Any, ...]]:
+def _picking(positions: Sequence[int]) -> Callable[[Sequence[Any]], tuple[Any, ...]]:
     """Takes the values at these positions."""
     if len(positions) < 2:
         return lambda values: tuple([values[i] for i in positions])
@@ -214,9 +214,9 @@ class Op(Generic[R]):
         def typed(tensors: Sequence[str]) -> list[str]:
             return [f"Tensor? {tensor}" if tensor in optional else f"Tensor {tensor}" for tensor in tensors]
 
-        def shaped_like(arguments: Sequence[str], wanted: Sequence[str]) -> Callable[..., Results]:
+        def shaped_like(arguments: Sequence[str], results: Sequence[str]) -> Callable[..., Results]:
             names = [argument.split()[1] for argument in arguments]
-            positions = [names.index(like.get(tensor, tensor)) for tensor in wanted]
+            positions = [names.index(like.get(tensor, tensor)) for tensor in results]
             return lambda *args: tuple([None if args[i] is None else empty(args[i]) for i in positions])
 
         cotangents = [f"Tensor? cot_{tensor}" for tensor in gradients]

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 # The types of device that autocast knows, asked once: torch.compile cannot trace the question.
-AUTOCASTS = frozenset(
+_AUTOCASTS = frozenset(
     device
     for device in ("cpu", "cuda", "xpu", "mps", "hpu", "xla", "mtia", "privateuseone")
     if torch.amp.is_autocast_available(device)
@@ -26,7 +26,7 @@ def widen(dtype: torch.dtype, *tensors: Tensor) -> list[Tensor]:
 
 def autocast_dtype(device: str) -> torch.dtype | None:
     """What autocast narrows to on this type of device; None where it is off."""
-    if device in AUTOCASTS and torch.is_autocast_enabled(device):
+    if device in _AUTOCASTS and torch.is_autocast_enabled(device):
         return torch.get_autocast_dtype(device)
     return None
 

@@ -9,6 +9,7 @@ from torch._dynamo.testing import CompileCounter
 from torch.nn.utils import parametrizations, prune
 
 from lada_kernels.modules import LadaAttention
+from lada_kernels.modules.replacement.adopted import Layout, adopt
 
 DIM, HEADS = 8, 2
 NAMES = ("to_qkv", "q_attn", "to_out")
@@ -106,6 +107,37 @@ def test_it_is_called(change, name, options):
         assert (one is None) == (other is None)
         if one is not None:
             torch.testing.assert_close(one, other)
+
+
+class Fork(nn.Module):
+    """The attention as another codebase spells it: three projections, alpha returned."""
+
+    def __init__(self):
+        super().__init__()
+        self.q, self.k, self.v, self.out = (nn.Linear(DIM, DIM, bias=i == 3) for i in range(4))
+        self.score = nn.Linear(DIM, HEADS)
+
+    def forward(self, q, k, v):
+        q, k, v = self.q(q), self.k(k), self.v(v)
+        alpha = (self.score(q) * (DIM // HEADS) ** -0.5).softmax(dim=1)
+        q, k, v = (t.unflatten(2, (HEADS, -1)) for t in (q, k, v))
+        out = self.out((torch.einsum("bnh,bnhd->bhd", alpha, q)[:, None] * k * v).flatten(2))
+        return out, alpha.mT
+
+
+@pytest.mark.parametrize("name", ["q", "k", "score", "out"])
+@pytest.mark.parametrize("same", [True, False])
+def test_layers_of_an_adopted_module_are_called(name, same):
+    torch.manual_seed(0)
+    fork = Fork().double()
+    layout = Layout(("q", "k", "v"), score="score", out="out", inputs=("q", "k", "v"), returns_weights=True)
+    setattr(fork, name, Adapted(getattr(fork, name)))
+    adopted = adopt(Fork().double(), layout)
+    adopted.load_state_dict({key.replace(".base.", "."): x for key, x in fork.state_dict().items()}, strict=False)
+    setattr(adopted, name, getattr(fork, name))
+    inputs = [torch.randn(3, 5, DIM, dtype=torch.float64)] * 3 if same else list(torch.randn(3, 3, 5, DIM, dtype=torch.float64))
+    for one, other in zip(adopted(*inputs), fork(*inputs), strict=True):
+        torch.testing.assert_close(one, other)
 
 
 def test_spectral_norm_by_hooks_trains():

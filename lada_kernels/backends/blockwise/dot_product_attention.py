@@ -10,6 +10,7 @@ from torch.nn.functional import pad, scaled_dot_product_attention
 
 from ...reference import dot_product_attention as reference
 from ...reference.precision import accumulate_dtype, widen
+from ..arguments import readable
 
 # Elements of the [B, H, R, M] matrices that a block of R rows computes with: some of them stay in a CPU's caches.
 ELEMENTS = 2**21
@@ -116,7 +117,7 @@ def _fused(q: Tensor, k: Tensor, v: Tensor, bias: reference.Bias, scale: float) 
         q = torch.cat((q, q.new_full((*q.shape[:3], len(extra)), UNIT)), -1)
         k = torch.cat((k, torch.stack(extra, -1)), -1)
     width = -(-max(q.shape[3], size) // GROUP) * GROUP
-    q, k, v = (_readable(pad(x, (0, width - x.shape[3]))) for x in (q, k, v))
+    q, k, v = (readable(pad(x, (0, width - x.shape[3]))) for x in (q, k, v))
     if q.device.type == "cuda":
         params = SDPAParams(q, k, v, None, 0.0, False, False)
         if not (can_use_flash_attention(params) or can_use_efficient_attention(params)):
@@ -125,11 +126,6 @@ def _fused(q: Tensor, k: Tensor, v: Tensor, bias: reference.Bias, scale: float) 
         return None
     with sdpa_kernel([SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION]):
         return scaled_dot_product_attention(q, k, v, scale=scale)[..., :size]
-
-
-def _readable(x: Tensor) -> Tensor:
-    """x itself where its last dimension is dense, which fused kernels ask for, else a dense copy."""
-    return x if x.stride(-1) == 1 else x.contiguous()
 
 
 def _parts(bias: Tensor, dtype: torch.dtype) -> list[Tensor]:
